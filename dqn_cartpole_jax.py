@@ -219,8 +219,7 @@ def sample(buffer, t, noise, num_envs, n_step, gamma):
     reward = jnp.sum(jnp.where(count <= length[:, None], discounts * buffer.reward[run], 0), axis=1)
     last = (first + num_envs * (length - 1)) % size
     discount = jnp.where(buffer.terminated[last], 0, np.float32(gamma) ** length)
-    # run[:, 0] is first % size. Read through `run` like the rest: with an index of its own XLA copied all actions each step.
-    return Batch(buffer.obs[run[:, 0]], buffer.action[run][:, 0], reward, discount, buffer.next_obs[last])
+    return Batch(buffer.obs[run[:, 0]], buffer.action[run[:, 0]], reward, discount, buffer.next_obs[last])
 
 
 # ------------------------------------------------------------------------------------------------------------- Learning
@@ -374,9 +373,19 @@ def train_chunk(args, periods, agent, first_step):
     def period(agent, inputs):
         t, noise = inputs
         act_noise = noise[:acting].reshape(-1, args.num_envs, 2 + OBS_SIZE)
-        steps = t + args.num_envs * jnp.arange(len(act_noise))
-        agent, returns = jax.lax.scan(lambda agent, x: act_and_store(args, agent, *x), agent, (steps, act_noise))
-        agent, loss = learn(args, agent, t + args.train_frequency, noise[acting:].reshape(args.gradient_steps, args.batch_size))
+        learn_noise = noise[acting:].reshape(args.gradient_steps, args.batch_size)
+
+        def joint_step(i, carry):
+            agent, returns = carry
+            agent, ended = act_and_store(args, agent, t + i * args.num_envs, act_noise[i])
+            return agent, returns.at[i].set(ended)
+
+        # The bound is computed from t so that XLA cannot unroll a loop of one step: it would fuse the write into the buffer
+        # with the reads that follow, and copy the whole buffer each time.
+        steps = (t + args.train_frequency) // args.num_envs - t // args.num_envs
+        carry = (agent, jnp.zeros((len(act_noise), args.num_envs)))
+        agent, returns = jax.lax.fori_loop(0, steps, joint_step, carry)
+        agent, loss = learn(args, agent, t + args.train_frequency, learn_noise)
         return agent, (returns.reshape(-1), loss)
 
     clock = first_step + args.train_frequency * jnp.arange(periods)

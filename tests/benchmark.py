@@ -1,0 +1,151 @@
+"""Measure what the README and the docstrings state: python tests/benchmark.py [--only NAME ...] [--quick]
+
+Every figure comes from runs of the scripts as a user would start them. No default was tuned on the seeds used here. Timings
+want a machine with nothing else running; where two things are compared, they are run in turn and the medians compared.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+ROOT = pathlib.Path(__file__).parent.parent
+CARTPOLE = ROOT / "dqn_cartpole_jax.py"
+FIRST_SEED = 1000  # defaults were chosen on seeds below 100
+ONE_CORE = "one core"
+
+# The peers' own settings: luchris429/purejaxrl (dqn.py) and RPegoud/jym (CartPole example); figures in shared measurements.
+PUREJAXRL = (
+    "--num-envs 10 --train-frequency 10 --buffer-size 10000 --batch-size 128 --hidden-sizes 120 84 --learning-rate 2.5e-4"
+    " --no-anneal-lr --gamma 0.99 --n-step 1 --tau 1 --target-network-frequency 500 --learning-starts 10000 --start-e 1"
+    " --end-e 0.05 --exploration-fraction 0.5 --no-scale-obs --total-timesteps 500000"
+).split()
+JYM = (
+    "--num-envs 1 --train-frequency 1 --buffer-size 512 --batch-size 32 --hidden-sizes 64 64 64 --learning-rate 1e-3"
+    " --no-anneal-lr --gamma 0.9 --n-step 1 --tau 1 --target-network-frequency 10 --learning-starts 32 --start-e 0.3"
+    " --end-e 0.015 --exploration-fraction 1 --no-scale-obs --total-timesteps 20000"
+).split()
+
+
+def run(*command, core=None):
+    """Run a command, on one core if asked, and return its wall seconds and peak memory in MB."""
+    pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None else None
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL, preexec_fn=pin)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"failed: {' '.join(map(str, command))}")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024
+
+
+def summary(script, *flags, core=None):
+    """summary.json of a run of a script, with peak_mb added."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, peak_mb = run(script, *flags, "--output-dir", pathlib.Path(folder) / "run", core=core)
+        return json.loads((pathlib.Path(folder) / "run" / "summary.json").read_text()) | {"peak_mb": peak_mb}
+
+
+def show(name, value):
+    print(f"{name:<66}{value}", flush=True)
+
+
+def spread(values, digits=2):
+    return f"median {statistics.median(values):.{digits}f}, {min(values):.{digits}f} to {max(values):.{digits}f}, {len(values)} runs"
+
+
+def cartpole_solved(quick):
+    count = 10 if quick else 100
+    seeds = summary(CARTPOLE, "--num-seeds", count, "--seed", FIRST_SEED)["seeds"]
+    means = [seed["eval_return_mean"] for seed in seeds]
+    half = 1.96 * statistics.stdev(means) / len(means) ** 0.5
+    value = f"{sum(seed['solved'] for seed in seeds)} of {count}, mean {statistics.mean(means):.1f} +/- {half:.1f}, worst {min(means):.1f}"
+    show(f"defaults, seeds {FIRST_SEED} to {FIRST_SEED + count - 1}: solved", value)
+
+
+def cartpole_seconds(quick):
+    runs = [summary(CARTPOLE, "--seed", FIRST_SEED + i, core=0) for i in range(3 if quick else 9)]
+    show("defaults: training seconds on one core", spread([run["train_seconds"] for run in runs]))
+    show("defaults: compile seconds on one core", spread([run["compile_seconds"] for run in runs]))
+    whole, imports = [], []
+    for i in range(3 if quick else 9):
+        whole.append(run(CARTPOLE, "--seed", FIRST_SEED + i)[0])
+        imports.append(run("-c", "import jax, optax")[0])
+    show("cold command, seconds", spread(whole))
+    show('python -c "import jax, optax", seconds', spread(imports))
+    show("cold command / import", f"{statistics.median(whole) / statistics.median(imports):.2f}")
+
+
+def cartpole_peers(quick):
+    for name, flags in (("PureJaxRL's settings", PUREJAXRL), ("jym's settings", JYM)):
+        runs = [summary(CARTPOLE, *flags, "--seed", FIRST_SEED + i) for i in range(1 if quick else 3)]
+        show(f"{name}: steps per second", spread([run["steps_per_second"] for run in runs], 0))
+        show(f"{name}: greedy return", spread([run["seeds"][0]["eval_return_mean"] for run in runs], 0))
+
+
+def cartpole_buffer(quick):
+    """Two sizes, the same run otherwise, long enough to fill the larger one."""
+    flags = ["--num-envs", 50, "--train-frequency", 50, "--target-network-frequency", 50]
+    flags += ["--total-timesteps", 250_000 if quick else 2_000_000]
+    sizes = 10_000, 1_000_000
+    runs = [[summary(CARTPOLE, *flags, "--buffer-size", size, core=0) for size in sizes] for _ in range(1 if quick else 3)]
+    small, large = ([run[i] for run in runs] for i in range(2))
+    seconds = [statistics.median(run["train_seconds"] for run in runs) for runs in (small, large)]
+    show("time per step, buffer of 1,000,000 / of 10,000", f"{seconds[1] / seconds[0]:.2f}")
+    memory = [statistics.median(run["peak_mb"] for run in runs) for runs in (small, large)]
+    bytes_each = 4 * (4 + 4 + 1 + 1) + 2  # two observations, action, reward, two flags
+    show("peak memory, MB, of the two", f"{memory[0]:.0f}, {memory[1]:.0f}")
+    show("peak memory grows by, MB / the buffer by, MB", f"{memory[1] - memory[0]:.0f} / {bytes_each * 990_000 / 2**20:.0f}")
+
+
+def cartpole_devices(quick):
+    code = (
+        "import sys, jax; sys.path.insert(0, sys.argv[1]); import dqn_cartpole_jax as dqn;"
+        " jax.config.update('jax_num_cpu_devices', int(sys.argv[2]));"
+        " print(dqn.train(dqn.Args(num_seeds=16, seed=1000)).train_seconds)"
+    )
+
+    def seconds(devices):
+        command = [sys.executable, "-c", code, str(ROOT), str(devices)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    times = [[seconds(devices) for devices in (1, os.cpu_count())] for _ in range(1 if quick else 5)]
+    one, all_cores = zip(*times, strict=True)
+    show("16 seeds on one CPU device: training seconds", spread(one))
+    show(f"16 seeds on {os.cpu_count()} CPU devices: training seconds", spread(all_cores))
+    show("one device / all", f"{statistics.median(one) / statistics.median(all_cores):.2f}")
+
+
+MEASURES = {
+    "cartpole": [cartpole_solved, cartpole_seconds, cartpole_peers, cartpole_buffer, cartpole_devices],
+}
+
+
+@dataclass
+class Args:
+    """Measure the scripts."""
+
+    only: tuple[Literal[tuple(MEASURES)], ...] = ()
+    """measure only these scripts"""
+    measure: str = ""
+    """of these, only the measurement of this name, such as seconds"""
+    quick: bool = False
+    """fewer and shorter runs, to try this script itself; not for publishing"""
+
+
+def main(args):
+    for script, measures in MEASURES.items():
+        for measure in measures:
+            if (not args.only or script in args.only) and measure.__name__.endswith(args.measure):
+                measure(args.quick)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
