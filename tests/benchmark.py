@@ -58,7 +58,8 @@ def show(name, value):
 
 
 def spread(values, digits=2):
-    return f"median {statistics.median(values):.{digits}f}, {min(values):.{digits}f} to {max(values):.{digits}f}, {len(values)} runs"
+    median, least, most = (f"{f(values):,.{digits}f}" for f in (statistics.median, min, max))
+    return f"median {median}, {least} to {most}, {len(values)} runs"
 
 
 def cartpole_solved(quick):
@@ -66,7 +67,8 @@ def cartpole_solved(quick):
     seeds = summary(CARTPOLE, "--num-seeds", count, "--seed", FIRST_SEED)["seeds"]
     means = [seed["eval_return_mean"] for seed in seeds]
     half = 1.96 * statistics.stdev(means) / len(means) ** 0.5
-    value = f"{sum(seed['solved'] for seed in seeds)} of {count}, mean {statistics.mean(means):.1f} +/- {half:.1f}, worst {min(means):.1f}"
+    solved = sum(seed["solved"] for seed in seeds)
+    value = f"{solved} of {count}, mean {statistics.mean(means):.1f} +/- {half:.1f} (95 % interval), worst {min(means):.1f}"
     show(f"defaults, seeds {FIRST_SEED} to {FIRST_SEED + count - 1}: solved", value)
 
 
