@@ -514,7 +514,7 @@ def check(args):
         (args.buffer_size % max(steps, 1) == 0, "buffer_size must be a multiple of num_envs"),
         (args.buffer_size >= args.n_step * steps, "buffer_size must be at least n_step * num_envs"),
         (args.buffer_size >= args.batch_size, "buffer_size must be at least batch_size"),
-        (args.buffer_size < 2**30, "buffer_size must be below 2^30"),
+        (args.buffer_size <= 2**24, "buffer_size must be at most 2^24, beyond which float32 noise misses places"),
         (args.learning_starts >= args.n_step * steps, "learning_starts must be at least n_step * num_envs"),
         (
             args.total_timesteps == 0 or args.learning_starts <= args.total_timesteps,

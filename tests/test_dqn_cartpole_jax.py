@@ -412,6 +412,7 @@ BAD = {
     "--batch-size 300000": "batch_size is 300000",
     "--buffer-size 0": "buffer_size",
     "--buffer-size 128": "n_step * num_envs",
+    "--buffer-size 64000000": "2^24",
     "--learning-starts 300000": "total_timesteps is 256000",
     "--learning-starts 64": "n_step * num_envs",
     "--total-timesteps -5": "total_timesteps",
