@@ -20,9 +20,8 @@ import tyro
 ROOT = pathlib.Path(__file__).parent.parent
 CARTPOLE = ROOT / "dqn_cartpole_jax.py"
 FIRST_SEED = 1000  # defaults were chosen on seeds below 100
-ONE_CORE = "one core"
 
-# The peers' own settings: luchris429/purejaxrl (dqn.py) and RPegoud/jym (CartPole example); figures in shared measurements.
+# The peers' own settings: luchris429/purejaxrl (purejaxrl/dqn.py) and RPegoud/jym (the CartPole notebook).
 PUREJAXRL = (
     "--num-envs 10 --train-frequency 10 --buffer-size 10000 --batch-size 128 --hidden-sizes 120 84 --learning-rate 2.5e-4"
     " --no-anneal-lr --gamma 0.99 --n-step 1 --tau 1 --target-network-frequency 500 --learning-starts 10000 --start-e 1"
@@ -97,7 +96,7 @@ def cartpole_buffer(quick):
     flags = ["--num-envs", 50, "--train-frequency", 50, "--target-network-frequency", 50]
     flags += ["--total-timesteps", 250_000 if quick else 2_000_000]
     sizes = 10_000, 1_000_000
-    runs = [[summary(CARTPOLE, *flags, "--buffer-size", size, core=0) for size in sizes] for _ in range(1 if quick else 3)]
+    runs = [[summary(CARTPOLE, *flags, "--buffer-size", size, core=0) for size in sizes] for _ in range(1 if quick else 5)]
     small, large = ([run[i] for run in runs] for i in range(2))
     seconds = [statistics.median(run["train_seconds"] for run in runs) for runs in (small, large)]
     show("time per step, buffer of 1,000,000 / of 10,000", f"{seconds[1] / seconds[0]:.2f}")
