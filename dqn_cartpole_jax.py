@@ -21,14 +21,14 @@ Measured by tests/benchmark.py on two cores of an AMD EPYC (2026), JAX 0.10.2: o
 tuned, 99 were solved (mean of 100 greedy episodes of the last weights at 475 or more), mean 499.1 of 500, worst 439.1.
 Training takes 0.27 s a seed on one core, compiling before it 1.1 s on two; 16 seeds at once take 1.3 s on two cores.
 
-What the defaults do beyond the paper, and the flag that turns each off:
+What the defaults do beyond the paper, the flag that turns each off, and how many of 20 agents are solved without it
+(seeds 1 to 20, of which the defaults solve 20, with a mean of 500.0):
 
-    --n-step 1              targets of ten rewards, then the bootstrap (Sutton 1988): with one reward 9 of 20 agents were
-                            solved in a first trial, with three 20
-    --num-envs 1            64 environments step between two updates: stepping costs little beside learning
-    --no-scale-obs          observations are divided by their natural size: without it 0 of 20 agents were solved
-    --no-anneal-lr          the step size falls linearly to 0, so that the last weights are also good ones
-    --tau 1                 the target network moves 5 % of the way after every update, instead of being copied now and then
+    --n-step 1          1   targets sum ten rewards, then bootstrap (Sutton 1988), so that news of a fall travels fast
+    --no-scale-obs     12   observations are divided by their natural size
+    --no-anneal-lr     18   the step size falls linearly to 0, so that the last weights are also good ones
+    --num-envs 1       20   64 environments step side by side between two updates; one alone takes twice as long
+    --tau 1            20   the target network moves 5 % of the way after every update instead of being copied now and then
     (no flag)               Adam and the plain squared error, instead of RMSProp and clipped errors
 
 Double DQN (van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461) is off, as in the paper: --double-dqn.
