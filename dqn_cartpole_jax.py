@@ -702,10 +702,11 @@ def print_summary(summary):
     seeds = summary["seeds"]
     means = np.array([seed["eval_return_mean"] for seed in seeds])
     solved = sum(seed["solved"] for seed in seeds)
-    print(
-        f"trained {summary['env_steps']:,} steps in {summary['train_seconds']:.2f} s"
-        f" ({summary['steps_per_second']:,.0f} steps/s, compiling {summary['compile_seconds']:.2f} s before)"
-    )
+    if summary["env_steps"]:
+        print(
+            f"trained {summary['env_steps']:,} steps in {summary['train_seconds']:.2f} s"
+            f" ({summary['steps_per_second']:,.0f} steps/s, compiling {summary['compile_seconds']:.2f} s before)"
+        )
     if len(seeds) == 1:
         one = seeds[0]
         print(
@@ -751,6 +752,9 @@ def main(args):
         return 130 if result.interrupted else 0
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:  # a second Ctrl-C
         print("interrupted again: stopped at once", file=sys.stderr)

@@ -544,6 +544,13 @@ def test_ctrl_c_keeps_the_run(tmp_path):
     assert dqn.load_model(folder / "model.npz").keys() == {"w0", "b0", "w1", "b1", "w2", "b2"}
 
 
+def test_a_closed_pipe_is_no_traceback():
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} {SCRIPT} {' '.join(FLAGS)} | head -c 1"], capture_output=True, text=True, timeout=60
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_alone_in_an_empty_folder(tmp_path):
     shutil.copy(SCRIPT, tmp_path)
     done = run(*FLAGS, script="dqn_cartpole_jax.py", cwd=tmp_path)
