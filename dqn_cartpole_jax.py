@@ -232,8 +232,8 @@ optimizer = optax.scale_by_adam()  # gives the direction; the step size is appli
 
 
 def linear_schedule(start, end, fraction):
-    """From start to end while fraction goes from 0 to 1, and end from there on."""
-    return start + (end - start) * jnp.minimum(fraction, 1)
+    """From start to end while fraction, a NumPy or JAX number, goes from 0 to 1, and end from there on."""
+    return start + (end - start) * fraction.clip(max=1)
 
 
 def select_action(q, action):
@@ -536,6 +536,11 @@ def check(args):
         (0 < args.exploration_fraction <= 1, "exploration_fraction must be above 0 and at most 1"),
         (args.eval_episodes >= 1, "eval_episodes must be at least 1"),
     ]
+    enforce(args, rules)
+
+
+def enforce(args, rules):
+    """Raise ValueError at the first of the (holds, message) that does not hold, with the values of the flags it names."""
     for holds, message in rules:
         if not holds:
             names = [name for name in asdict(args) if name in message.replace(",", "").split()]
@@ -571,16 +576,20 @@ def load_model(path):
         raise ValueError(f"{path} is not a whole npz file of arrays: {error}") from None
 
 
-def check_model(args, params, path):
-    """Raise ValueError if the arrays are not those of this network."""
-    expected = jax.eval_shape(lambda key: init_params(key, layer_sizes(args)), jax.random.key(0))
-    seeds = (args.num_seeds,) if args.num_seeds > 1 else ()
-    expected = {name: seeds + array.shape for name, array in expected.items()}
+def check_model(params, expected, path):
+    """Raise ValueError if the arrays do not have the expected shapes, a dict like params."""
     found = {name: array.shape for name, array in params.items()}
     if found != expected:
-        raise ValueError(f"{path} holds {found}, but hidden_sizes and num_seeds ask for {expected}")
+        raise ValueError(f"{path} holds {found}, but these settings ask for {expected}")
     if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in params.values()):
         raise ValueError(f"{path} must hold finite float32 numbers")
+
+
+def model_shapes(args):
+    """The shape of every array of model.npz under these settings."""
+    seeds = (args.num_seeds,) if args.num_seeds > 1 else ()
+    arrays = jax.eval_shape(lambda: init_params(jax.random.key(0), layer_sizes(args)))
+    return {name: seeds + array.shape for name, array in arrays.items()}
 
 
 class Progress:
@@ -732,7 +741,7 @@ def main(args):
         if args.num_seeds > 1:  # one CPU device per core; on a machine with GPUs JAX uses those, and this changes nothing
             jax.config.update("jax_num_cpu_devices", min(os.cpu_count(), args.num_seeds))
         if params is not None:
-            check_model(args, params, args.load_model)
+            check_model(params, model_shapes(args), args.load_model)
         if args.output_dir:
             claim_output_dir(args.output_dir)
     except ValueError as error:

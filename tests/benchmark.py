@@ -18,6 +18,7 @@ from typing import Literal
 import tyro
 
 ROOT = pathlib.Path(__file__).parent.parent
+MAZE = ROOT / "q_table_maze.py"
 CARTPOLE = ROOT / "dqn_cartpole_jax.py"
 FIRST_SEED = 1000  # defaults were chosen on seeds below 100
 
@@ -61,6 +62,45 @@ def spread(values, digits=2):
     return f"median {median}, {least} to {most}, {len(values)} runs"
 
 
+def cold_command(script, quick):
+    """The whole command against importing what it imports, in turn."""
+    whole, imports = [], []
+    for i in range(3 if quick else 11):
+        whole.append(run(script, "--seed", FIRST_SEED + i)[0])
+        imports.append(run("-c", "import jax, optax")[0])
+    show("cold command, seconds", spread(whole))
+    show('python -c "import jax, optax", seconds', spread(imports))
+    show("cold command / import", f"{statistics.median(whole) / statistics.median(imports):.2f}")
+
+
+def maze_solved(quick):
+    """20 seeds on every built-in board, without ice and on FrozenLake's, where the slower boards take minutes."""
+    for board in ("2x3", "4x5", "4x4") if quick else ("2x3", "4x5", "4x4", "8x8"):
+        for slip_prob in (0, 2 / 3):
+            flags = ["--board", board, "--slip-prob", slip_prob, "--num-seeds", 20, "--seed", FIRST_SEED]
+            seeds = summary(MAZE, *flags)["seeds"]
+            solved = sum(seed["solved"] for seed in seeds)
+            error, regret = (max(seed[name] for seed in seeds) for name in ("error_all", "regret"))
+            value = f"{solved} of {len(seeds)}, largest error {error:.1e}, largest regret {regret:.1e}"
+            show(f"{board}, slip {slip_prob:.2f}, seeds {FIRST_SEED} to {FIRST_SEED + 19}: optimal everywhere", value)
+
+
+def maze_seconds(quick):
+    for board, slip_prob in (("4x4", 0), ("8x8", 0), ("8x8", 2 / 3)):
+        flags = ["--board", board, "--slip-prob", slip_prob, "--total-timesteps", 20_000_000]
+        runs = [summary(MAZE, *flags, "--seed", FIRST_SEED + i, core=0) for i in range(1 if quick else 5)]
+        show(
+            f"{board}, slip {slip_prob:.2f}, one core: million steps/s", spread([r["steps_per_second"] / 1e6 for r in runs], 1)
+        )
+        runs = [summary(MAZE, *flags, "--seed", FIRST_SEED + i, "--num-seeds", 16) for i in range(1 if quick else 3)]
+        show(
+            f"{board}, slip {slip_prob:.2f}, 16 seeds: million steps/s", spread([r["steps_per_second"] / 1e6 for r in runs], 1)
+        )
+    runs = [summary(MAZE, "--method", "network", "--seed", FIRST_SEED + i, core=0) for i in range(1 if quick else 5)]
+    show("default board, network, one core: million steps/s", spread([r["steps_per_second"] / 1e6 for r in runs], 1))
+    cold_command(MAZE, quick)
+
+
 def cartpole_solved(quick):
     count = 10 if quick else 100
     seeds = summary(CARTPOLE, "--num-seeds", count, "--seed", FIRST_SEED)["seeds"]
@@ -75,13 +115,7 @@ def cartpole_seconds(quick):
     runs = [summary(CARTPOLE, "--seed", FIRST_SEED + i, core=0) for i in range(3 if quick else 9)]
     show("defaults: training seconds on one core", spread([run["train_seconds"] for run in runs]))
     show("defaults: compile seconds on one core", spread([run["compile_seconds"] for run in runs]))
-    whole, imports = [], []
-    for i in range(3 if quick else 9):
-        whole.append(run(CARTPOLE, "--seed", FIRST_SEED + i)[0])
-        imports.append(run("-c", "import jax, optax")[0])
-    show("cold command, seconds", spread(whole))
-    show('python -c "import jax, optax", seconds', spread(imports))
-    show("cold command / import", f"{statistics.median(whole) / statistics.median(imports):.2f}")
+    cold_command(CARTPOLE, quick)
 
 
 def cartpole_peers(quick):
@@ -125,6 +159,7 @@ def cartpole_devices(quick):
 
 
 MEASURES = {
+    "maze": [maze_solved, maze_seconds],
     "cartpole": [cartpole_solved, cartpole_seconds, cartpole_peers, cartpole_buffer, cartpole_devices],
 }
 
