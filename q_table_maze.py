@@ -183,7 +183,7 @@ def init_params(method, sizes):
 
     A network with hidden layers would need a random start; this one has none.
     """
-    return {"q_table" if method == "table" else "w0": jnp.zeros(sizes)}
+    return {"q_table" if method == "table" else "w0": np.zeros(sizes, np.float32)}
 
 
 def q_values(params, obs):
@@ -235,7 +235,7 @@ def update(params, opt_state, obs, action, target, learning_rate):
 class Agent(NamedTuple):
     """All that changes while an agent trains."""
 
-    key: jax.Array
+    seed: jax.Array
     params: dict
     opt_state: tuple
     visits: jax.Array  # (S, A) how often each pair was updated
@@ -260,11 +260,11 @@ def layer_sizes(args):
 
 
 def init_agent(args, maze, seed):
-    """A new Agent from an integer seed."""
+    """A new Agent from an integer seed. In NumPy: there is nothing to compile."""
     params = init_params(args.method, maze.neighbor.shape)
-    start = EnvState(jnp.int32(maze.start), jnp.int32(0))
-    visits = jnp.zeros(maze.neighbor.shape, jnp.int32)
-    return Agent(jax.random.key(seed), params, optimizer.init(params), visits, start, jnp.float32(0))
+    start = EnvState(np.int32(maze.start), np.int32(0))
+    visits = np.zeros(maze.neighbor.shape, np.int32)
+    return Agent(np.uint32(seed), params, optimizer.init(params), visits, start, np.float32(0))
 
 
 def act_and_learn(args, maze, agent, t, noise):
@@ -300,14 +300,15 @@ WINDOWS = 8  # per chunk: each gives one point of the curve
 MOST_STEPS = 2_000_000_000  # the clock is an int32
 
 
-def train_chunk(args, maze, steps, exact, agent, first_step):
+def train_chunk(args, maze, steps, agent, first_step):
     """From first_step on, WINDOWS times `steps` environment steps (fewer at the end of the run), an update after each.
 
     `jax.lax.scan(f, state, xs)` is `for x in xs: state, y = f(state, x)`, compiled, with the ys stacked;
     `jax.lax.fori_loop(0, n, f, carry)` is `for i in range(n): carry = f(i, carry)`.
-    Returns the Agent and (WINDOWS, 3): episodes that ended, the sum of their returns, the largest error of a visited pair.
+    Returns the Agent and, with a first axis WINDOWS: the number of episodes that ended, the sum of their returns, and the
+    params and visits at the end of the window.
     """
-    key, chunk_key = jax.random.split(agent.key)
+    chunk_key = jax.random.fold_in(jax.random.key(agent.seed), first_step)  # a key of its own for every chunk
     noise = jax.random.uniform(chunk_key, (WINDOWS, steps, 3))  # all at once: drawing inside the loop would take longer than it
 
     def window(agent, inputs):
@@ -320,22 +321,16 @@ def train_chunk(args, maze, steps, exact, agent, first_step):
 
         remaining = jnp.clip(args.total_timesteps - t, 0, steps)
         agent, episodes, total = jax.lax.fori_loop(0, remaining, one_step, (agent, 0, 0.0))
-        error = largest_error(agent.params, exact, agent.visits > 0)
-        return agent, jnp.stack([episodes, total, error])
+        return agent, (episodes, total, agent.params, agent.visits)
 
     clock = first_step + steps * jnp.arange(WINDOWS)
-    return jax.lax.scan(window, agent._replace(key=key), (clock, noise))
+    return jax.lax.scan(window, agent, (clock, noise))
 
 
 def largest_error(params, exact, where):
-    """The largest |Q(s, a) - Q*(s, a)| over the pairs where `where` (S, A) holds; 0 if there is none."""
-    q = q_values(params, jnp.arange(len(exact)))
-    return jnp.max(jnp.where(where, jnp.abs(q - exact), 0))
-
-
-def make_mesh(args):
-    """The devices over which num_seeds agents are laid: at most one for each."""
-    return jax.sharding.Mesh(jax.devices()[: args.num_seeds], ("seed",))
+    """The largest |Q(s, a) - Q*(s, a)| (...,) over the pairs where `where` (..., S, A) holds; 0 if there is none."""
+    (values,) = params.values()  # q_table or w0: either holds Q(s, a)
+    return np.max(np.abs(np.asarray(values) - exact), axis=(-2, -1), where=where, initial=0)
 
 
 def jit(args, function, in_axes, mesh=None, **options):
@@ -377,35 +372,41 @@ def train(args, params=None, report=lambda env_steps, seconds, windows, error: N
     started = time.perf_counter()
     args, maze = fill_in(args), read_board(args.board)
     exact = np.asarray(jit(replace(args, num_seeds=1), partial(exact_q, args, maze), ())())
-    seeds, mesh = np.uint32(args.seed), None
+    agent, mesh = init_agent(args, maze, args.seed), None
     if args.num_seeds > 1:
-        mesh = make_mesh(args)
+        mesh = jax.sharding.Mesh(jax.devices()[: args.num_seeds], ("seed",))
         # Every device gets equally many agents; what is too many trains along and is dropped at the end.
         padded = -(-args.num_seeds // mesh.size) * mesh.size
-        seeds = args.seed + np.arange(padded, dtype=np.uint32)
-    agent = jit(args, partial(init_agent, args, maze), (0,), mesh)(seeds)
+        agents = [init_agent(args, maze, args.seed + i) for i in range(padded)]
+        agent = jax.tree.map(lambda *x: np.stack(x), *agents)
     if params is not None:
         agent = agent._replace(params=jax.tree.map(lambda old, new: np.resize(new, old.shape), agent.params, params))
 
+    agent = jax.tree.map(jnp.asarray, agent)
+
     steps = min(2**15, -(-args.total_timesteps // 64))  # a window: at least 64 of them make the curve
-    run_chunk = jit(args, partial(train_chunk, args, maze, steps, exact), (0, None), mesh, donate_argnums=0)
+    run_chunk = jit(args, partial(train_chunk, args, maze, steps), (0, None), mesh, donate_argnums=0)
     if steps and not jax.config.jax_disable_jit:
         run_chunk = run_chunk.lower(agent, np.int32(0)).compile()
     compiled = time.perf_counter()
 
     env_steps, rows, interrupted = 0, [np.empty((0, 5))], False
-    seed = args.seed + np.arange(args.num_seeds)[:, None]
     try:
         while env_steps < args.total_timesteps:
             agent, windows = run_chunk(agent, np.int32(env_steps))
+            windows = jax.tree.map(np.asarray, windows)
+            if args.num_seeds == 1:
+                windows = jax.tree.map(lambda x: x[None], windows)
+            count, total, values, visits = windows  # (K, WINDOWS, ...) each
+            mean = np.divide(total, count, where=count > 0, out=np.full(total.shape, np.nan))
+            error = largest_error(values, exact, visits > 0)
             ends = np.minimum(env_steps + steps * np.arange(1, WINDOWS + 1), args.total_timesteps)
-            ends = np.unique(ends)  # the last chunk may end before its last window
-            windows = np.asarray(windows, np.float64).reshape(-1, WINDOWS, 3)[: args.num_seeds, : len(ends)]
-            count, total, error = np.moveaxis(windows, 2, 0)  # (K, windows) each
-            mean = np.divide(total, count, where=count > 0, out=np.full_like(total, np.nan))
-            rows.append(np.stack(np.broadcast_arrays(ends, mean, seed, count, error), axis=-1).reshape(-1, 5))
+            seed = args.seed + np.arange(len(count))[:, None]
+            chunk = np.stack(np.broadcast_arrays(ends, mean, seed, count, error), axis=-1)
+            used = len(np.unique(ends))  # the last chunk may end before its last window
+            rows.append(chunk[: args.num_seeds, :used].reshape(-1, 5))
             env_steps = int(ends[-1])
-            report(env_steps, time.perf_counter() - compiled, rows[-1], error[:, -1])
+            report(env_steps, time.perf_counter() - compiled, rows[-1], error[: args.num_seeds, -1])
     except KeyboardInterrupt:
         interrupted = True
     params, visits = jax.device_get((agent.params, agent.visits))
@@ -452,12 +453,11 @@ def judge(args, params, visits, exact):
     error_visited and error_all: the largest error over the pairs that were visited, and over all pairs of reachable cells.
     optimal_cells of reachable_cells: where the greedy action is a best one; regret: the most that it loses in any of them.
     """
-    q, cells = np.asarray(next(iter(params.values()))), read_board(args.board).reachable
+    (q,), cells = params.values(), read_board(args.board).reachable
     regret = exact.max(axis=1) - exact[np.arange(len(exact)), q.argmax(axis=1)]
-    error = np.abs(q - exact)
     return {
-        "error_visited": float(error.max(where=visits > 0, initial=0)),
-        "error_all": float(error[cells].max()),
+        "error_visited": float(largest_error(params, exact, visits > 0)),
+        "error_all": float(largest_error(params, exact, cells[:, None])),
         "reachable_cells": int(cells.sum()),
         "optimal_cells": int((regret[cells] < 1e-5).sum()),  # value iteration in float32 is that exact
         "regret": float(regret[cells].max()),
@@ -691,7 +691,7 @@ def print_summary(summary):
 
 def print_maze(args, params, exact):
     """The board, the greedy policy as arrows on it, and the Q table of one agent; `!` where an arrow is no best action."""
-    maze, q = read_board(args.board), np.asarray(next(iter(params.values())))
+    maze, (q,) = read_board(args.board), params.values()
     arrows = "←→↑↓" if (sys.stdout.encoding or "").lower().startswith("utf") else "<>^v"
     best = exact.max(axis=1) - exact[np.arange(len(q)), q.argmax(axis=1)] < 1e-5
     cells = "".join(maze.rows)

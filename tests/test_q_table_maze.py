@@ -157,7 +157,7 @@ def test_a_terminal_step_does_not_bootstrap_and_a_truncated_one_does():
 def test_alpha_falls_with_the_visits():
     args = dataclasses.replace(SMALL, halving_visits=3, start_e=0, end_e=0, learning_rate=0.8)
     maze = q.read_board("2x3")
-    agent = q.init_agent(args, maze, 0)
+    agent = jax.tree.map(jnp.asarray, q.init_agent(args, maze, 0))
     agent = agent._replace(visits=agent.visits.at[0, 0].set(6), params={"q_table": agent.params["q_table"].at[0, 0].set(1.0)})
     agent, ended, _ = q.act_and_learn(args, maze, agent, np.int32(0), jnp.array([0.5, 0.5, 0.5]))  # greedy: left, into the wall
     assert agent.visits[0, 0] == 7 and not ended
@@ -168,7 +168,7 @@ def test_alpha_falls_with_the_visits():
 def test_epsilon_at_stated_steps(t, epsilon):
     """Greedy is left; the share of other first actions is three quarters of epsilon."""
     maze = q.read_board("2x3")
-    agent = q.init_agent(SMALL, maze, 0)
+    agent = jax.tree.map(jnp.asarray, q.init_agent(SMALL, maze, 0))
     noise = np.random.default_rng(0).random((20_000, 3), np.float32)
     act = jax.jit(jax.vmap(lambda noise: q.act_and_learn(SMALL, maze, agent, np.int32(t), noise)[0].visits[0]))
     share = 1 - np.asarray(act(noise)).mean(axis=0)[0]
@@ -239,8 +239,7 @@ def test_same_seed_same_bits_other_seed_other_agent():
 def test_no_key_is_used_twice():
     maze = q.read_board("2x3")
     with jax.debug_key_reuse(True):
-        agent = jax.jit(partial(q.init_agent, SMALL, maze))(np.uint32(0))
-        jax.jit(partial(q.train_chunk, SMALL, maze, 100, np.zeros((6, 4), np.float32)))(agent, 0)
+        jax.jit(partial(q.train_chunk, SMALL, maze, 100))(q.init_agent(SMALL, maze, 0), 0)
 
 
 @pytest.mark.parametrize("method", ["table", "network"])
@@ -270,8 +269,8 @@ np.savez(sys.argv[1], returns=q.evaluate(args, result.params), windows=result.wi
 def test_the_compiled_loop_copies_no_table():
     """A copy of a table at every step makes the loop 20 times slower and shows in no result: look for it in the program."""
     args, maze = q.Args(board="8x8", slip_prob=ICE, total_timesteps=64_000), q.read_board("8x8")
-    agent = q.init_agent(args, maze, 0)
-    chunk = q.jit(args, partial(q.train_chunk, args, maze, 1_000, np.zeros((64, 4), np.float32)), (0, None), donate_argnums=0)
+    agent = jax.tree.map(jnp.asarray, q.init_agent(args, maze, 0))
+    chunk = q.jit(args, partial(q.train_chunk, args, maze, 1_000), (0, None), donate_argnums=0)
     text = chunk.lower(agent, np.int32(0)).compile().as_text()
     loops = [body for body in text.split("\n\n") if "dynamic-update-slice" in body and "tuple(" in body]
     assert loops and not any(" copy(" in line and "[64,4]" in line for body in loops for line in body.splitlines())
