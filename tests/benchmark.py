@@ -20,6 +20,7 @@ import tyro
 ROOT = pathlib.Path(__file__).parent.parent
 MAZE = ROOT / "q_table_maze.py"
 CARTPOLE = ROOT / "dqn_cartpole_jax.py"
+LANDER = ROOT / "dqn_lunarlander.py"
 FIRST_SEED = 1000  # defaults were chosen on seeds below 100
 
 # The peers' own settings: luchris429/purejaxrl (purejaxrl/dqn.py) and RPegoud/jym (the CartPole notebook).
@@ -32,6 +33,12 @@ JYM = (
     "--num-envs 1 --train-frequency 1 --buffer-size 512 --batch-size 32 --hidden-sizes 64 64 64 --learning-rate 1e-3"
     " --no-anneal-lr --gamma 0.9 --n-step 1 --tau 1 --target-network-frequency 10 --learning-starts 32 --start-e 0.3"
     " --end-e 0.015 --exploration-fraction 1 --no-scale-obs --total-timesteps 20000"
+).split()
+# CleanRL's dqn_jax.py on LunarLander-v3 as shared/measurements.md timed it: batch 64, an update every 4 steps, 120-84 units.
+CLEANRL = (
+    "--train-frequency 4 --gradient-steps 1 --batch-size 64 --hidden-sizes 120 84 --no-layer-norm --n-step 1 --no-double-dqn"
+    " --tau 1 --target-network-frequency 500 --learning-rate 2.5e-4 --no-anneal-lr --buffer-size 10000 --start-e 1 --end-e 0.05"
+    " --exploration-fraction 0.5 --learning-starts 10000 --reward-scale 1 --average-rate 1 --eval-episodes 5"
 ).split()
 
 
@@ -158,9 +165,64 @@ def cartpole_devices(quick):
     show("one device / all", f"{statistics.median(one) / statistics.median(all_cores):.2f}")
 
 
+def bare_speed(env_id, steps):
+    """Steps per second of the environment alone, with random actions."""
+    code = (
+        "import sys, time, gymnasium; env = gymnasium.make(sys.argv[1]); env.reset(seed=0); env.action_space.seed(0);"
+        " actions = [env.action_space.sample() for _ in range(int(sys.argv[2]))]; start = time.perf_counter()\n"
+        "for action in actions:\n"
+        "    _, _, terminated, truncated, _ = env.step(action)\n"
+        "    if terminated or truncated: env.reset()\n"
+        "print(len(actions) / (time.perf_counter() - start))"
+    )
+    command = [sys.executable, "-c", code, env_id, str(steps)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def gymnasium_solved(script, name, flags, quick):
+    """Ten runs, one after the other, as a user starts them."""
+    runs = [summary(script, *flags, "--seed", FIRST_SEED + i) for i in range(2 if quick else 10)]
+    seeds = [run["seeds"][0] for run in runs]
+    means = [seed["eval_return_mean"] for seed in seeds]
+    half = 1.96 * statistics.stdev(means) / len(means) ** 0.5
+    solved = sum(bool(seed["solved"]) for seed in seeds)
+    value = f"{solved} of {len(runs)}, mean {statistics.mean(means):.1f} +/- {half:.1f} (95 % interval), worst {min(means):.1f}"
+    show(f"{name}, seeds {FIRST_SEED} to {FIRST_SEED + len(runs) - 1}: solved", value)
+    show(f"{name}: training seconds", spread([run["train_seconds"] for run in runs], 1))
+
+
+def lander_solved(quick):
+    gymnasium_solved(LANDER, "LunarLander-v3", [], quick)
+
+
+def lander_others(quick):
+    gymnasium_solved(LANDER, "CartPole-v1", "--env-id CartPole-v1".split(), quick)
+    gymnasium_solved(LANDER, "Acrobot-v1", "--env-id Acrobot-v1".split(), quick)
+
+
+def lander_speed(quick):
+    steps = 20_000 if quick else 60_000
+    pairs = []
+    for i in range(1 if quick else 5):
+        ours = summary(LANDER, *CLEANRL, "--total-timesteps", steps, "--seed", FIRST_SEED + i)["steps_per_second"]
+        pairs.append((ours, bare_speed("LunarLander-v3", steps)))
+    show("CleanRL's settings: steps per second", spread([ours for ours, _ in pairs], 0))
+    show("bare LunarLander-v3: steps per second", spread([bare for _, bare in pairs], 0))
+    show("ours / bare", spread([ours / bare for ours, bare in pairs]))
+
+
+def lander_memory(quick):
+    """A run that fills its buffer ten times against one that fills it once."""
+    flags = ["--env-id", "CartPole-v1", "--hidden-sizes", 16, "--no-layer-norm", "--gradient-steps", 1, "--eval-episodes", 2]
+    steps = (20_000, 50_000) if quick else (100_000, 1_000_000)
+    memory = [summary(LANDER, *flags, "--buffer-size", steps[0], "--total-timesteps", n)["peak_mb"] for n in steps]
+    show(f"peak memory, MB, of {steps[0]:,} and {steps[1]:,} steps", f"{memory[0]:.0f}, {memory[1]:.0f}")
+
+
 MEASURES = {
     "maze": [maze_solved, maze_seconds],
     "cartpole": [cartpole_solved, cartpole_seconds, cartpole_peers, cartpole_buffer, cartpole_devices],
+    "lander": [lander_solved, lander_others, lander_speed, lander_memory],
 }
 
 

@@ -105,6 +105,27 @@ CASES = {
         },
     ),
 }
+CASES["dqn_lunarlander"] = Case(
+    small="--env-id CartPole-v1 --total-timesteps 2000 --learning-starts 500 --hidden-sizes 16 --eval-episodes 10",
+    endless="--env-id CartPole-v1 --total-timesteps 64000000 --hidden-sizes 16 --eval-episodes 5",
+    other_network="--hidden-sizes 8",
+    arrays={"w0", "b0", "w1", "b1"},
+    columns=["env_step", "episode_return", "episode_length"],
+    bad=COMMON
+    | DQN
+    | {
+        "--buffer-size 2 --batch-size 1": "buffer_size must be at least n_step",
+        "--learning-starts 2": "learning_starts must be at least n_step",
+        "--learning-starts 300000": "total_timesteps is 200000",
+        "--train-frequency 300000": "total_timesteps is 200000",
+        "--reward-scale 0": "reward_scale",
+        "--average-rate 0": "average_rate",
+        "--eval-frequency 1000": "needs an output_dir",
+        "--capture-video": "needs an output_dir",
+        "--eval-frequency -1": "eval_frequency",
+        "--snapshot-episodes 0": "snapshot_episodes",
+    },
+)
 each_script = pytest.mark.parametrize("script", CASES)
 
 
