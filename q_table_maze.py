@@ -60,7 +60,7 @@ class Args:
     num_seeds: int = 1
     """train this many agents at once, with seeds seed, seed + 1, ..."""
     total_timesteps: int | None = None
-    """environment steps of the whole run; unless given, 15,000 for every pair of cells of the board"""
+    """environment steps of the whole run; unless given, 1,000 times the cube of the number of cells"""
     board: str = "2x3"
     """2x3, 4x5, 4x4, 8x8 (the last two are FrozenLake's) or the rows themselves, such as SFH/HFG"""
     slip_prob: float = 0.0
@@ -359,7 +359,7 @@ def fill_in(args):
     """The Args with the default of total_timesteps filled in, which depends on the board."""
     if args.total_timesteps is not None:
         return args
-    return replace(args, total_timesteps=min(15_000 * len(read_board(args.board).reward) ** 2, MOST_STEPS))
+    return replace(args, total_timesteps=min(1_000 * len(read_board(args.board).reward) ** 3, MOST_STEPS))
 
 
 def train(args, params=None, report=lambda env_steps, seconds, windows, error: None):

@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 MAZE = ROOT / "q_table_maze.py"
 CARTPOLE = ROOT / "dqn_cartpole_jax.py"
 LANDER = ROOT / "dqn_lunarlander.py"
-FIRST_SEED = 1000  # defaults were chosen on seeds below 100
+FIRST_SEED = 2000  # defaults were chosen on seeds below 100; 1000 to 1099 were looked at once, with earlier defaults
 
 # The peers' own settings: luchris429/purejaxrl (purejaxrl/dqn.py) and RPegoud/jym (the CartPole notebook).
 PUREJAXRL = (

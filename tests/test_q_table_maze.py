@@ -185,7 +185,7 @@ def test_defaults_end_at_the_exact_answer(board):
     verdict = q.judge(args, result.params, result.visits, result.exact)
     assert verdict["error_all"] < 1e-3 and verdict["optimal_cells"] == verdict["reachable_cells"]
     np.testing.assert_array_equal(q.evaluate(args, result.params), 1)
-    assert result.windows[-1, 0] == result.env_steps == 15_000 * result.params["q_table"].shape[0] ** 2
+    assert result.windows[-1, 0] == result.env_steps == 1_000 * result.params["q_table"].shape[0] ** 3
 
 
 def test_defaults_on_ice():
