@@ -28,9 +28,9 @@ was off by more than 1e-4. One core takes 27 million steps a second (20 on ice, 
 takes 1.2 s, half of which is importing JAX.
 
 On ice every update is noisy, so alpha falls with the visits n of a pair, as (H + 1) / (H + n) with the horizon
-H = 1 / (1 - gamma) = 20 (Jin et al. 2018, https://arxiv.org/abs/1807.03765). Values of seldom visited pairs stay rough there, off
-by 0.2 at most; where the two best actions differ by 0.001, as with --slip-prob 0.2 on the 8x8 board, a run can end with the
-second best.
+H = 1 / (1 - gamma) = 20 (Jin et al. 2018, https://arxiv.org/abs/1807.03765). Values of seldom visited pairs stay rough there,
+off by 0.2 at most; where the two best actions differ by 0.001, as with --slip-prob 0.2 on the 8x8 board, a run can end with
+the second best.
 
 Letters in shapes: S cells, A actions, B batch, K seeds.
 """
