@@ -68,7 +68,7 @@ class Args:
     """updates in each call"""
     learning_starts: int = 2_000
     """environment steps before the first update"""
-    buffer_size: int = 200_000
+    buffer_size: int = 50_000
     """steps that the replay buffer holds"""
     batch_size: int = 64
     """steps drawn from the buffer for one update"""
@@ -90,7 +90,7 @@ class Args:
     """environment steps between target updates, which come after a call of the learner"""
     double_dqn: bool = True
     """let the online network choose the target's action and the target network value it"""
-    reward_scale: float = 0.1
+    reward_scale: float = 0.03
     """rewards are multiplied by this for learning; what is reported is the environment's own return"""
     average_rate: float = 0.001
     """after each update the averaged weights, used for evaluation only, move this share of the way; 1 turns averaging off"""
@@ -122,13 +122,13 @@ class Args:
 class Environment:
     """A Gymnasium environment, with the return and the length of the running episode. Raises ValueError if it is unsuitable."""
 
-    def __init__(self, env_id, **options):
-        self.env = make_env(env_id, **options)
+    def __init__(self, args, **options):
+        self.env = make_env(args.env_id, **options)
         obs_space, action_space = self.env.observation_space, self.env.action_space
         if not (isinstance(obs_space, gymnasium.spaces.Box) and len(obs_space.shape) == 1):
-            raise ValueError(f"env_id must have a flat Box observation, but {env_id} has {obs_space}")
+            raise ValueError(f"env_id must have a flat Box observation, but {args.env_id} has {obs_space}")
         if not isinstance(action_space, gymnasium.spaces.Discrete):
-            raise ValueError(f"env_id must have Discrete actions, but {env_id} has {action_space}")
+            raise ValueError(f"env_id must have Discrete actions, but {args.env_id} has {action_space}")
         self.obs_size, self.actions = obs_space.shape[0], int(action_space.n)
         self.first_action = int(action_space.start)
         self.solved_return = self.env.spec.reward_threshold  # Gymnasium's; None where it names none
@@ -173,7 +173,7 @@ def init_params(key, sizes):
     return params
 
 
-def q_values(params, obs, layer_norm):
+def q_values(params, obs, layer_norm=False):
     """Q(s, a) of every action: obs (B, O) -> (B, A), or (O,) -> (A,). ReLU between the layers, none after the last.
 
     In operators that NumPy and JAX share: one observation takes 6 us in NumPy and 40 us through a compiled call.
@@ -318,7 +318,7 @@ def learn(args, learner, batches, t):
 
 def mix(old, new, share):
     """Every array of the dict `old`, moved this share of the way to that of `new`."""
-    return jax.tree.map(lambda a, b: (1 - share) * a + share * b, old, new)
+    return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
 
 
 class Result(NamedTuple):
@@ -333,6 +333,11 @@ class Result(NamedTuple):
 def layer_sizes(args, env):
     """Units of every layer, from the observation to the actions."""
     return (env.obs_size, *args.hidden_sizes, env.actions)
+
+
+def init_network(args, env):
+    """The random weights that these settings start from."""
+    return init_params(jax.random.key(args.seed), layer_sizes(args, env))
 
 
 REPORT_EVERY = 1_000  # environment steps
@@ -353,10 +358,10 @@ def train(args, params=None, report=lambda env_steps, seconds, episodes, loss: N
     finite.
     """
     started = time.perf_counter()
-    env = Environment(args.env_id)
+    env = Environment(args)
     rng = np.random.default_rng(args.seed)
     if params is None:
-        params = jax.jit(init_params, static_argnums=1)(jax.random.key(args.seed), layer_sizes(args, env))
+        params = jax.jit(partial(init_network, args, env))()
     learner = Learner(params, params, params, optimizer.init(params))
     size, obs_size = args.buffer_size, env.obs_size
     buffer = Transition(
@@ -427,7 +432,7 @@ def train(args, params=None, report=lambda env_steps, seconds, episodes, loss: N
 
 def evaluate(args, params):
     """Returns (eval_episodes,) of greedy episodes of the environment's own rewards, from starts no training saw."""
-    env, rng = Environment(args.env_id), np.random.default_rng([args.seed, 1])
+    env, rng = Environment(args), np.random.default_rng([args.seed, 1])
     return np.array([greedy_episode(args, env, params, int(rng.integers(2**31))) for _ in range(args.eval_episodes)])
 
 
@@ -481,7 +486,7 @@ def check(args):
         (args.eval_episodes >= 1, "eval_episodes must be at least 1"),
     ]
     enforce(args, rules)
-    env = Environment(args.env_id)
+    env = Environment(args)
     if args.early_stop and env.solved_return is None:
         raise ValueError(f"early_stop needs a reward threshold, and {args.env_id} has none")
     if args.capture_video:
@@ -493,7 +498,7 @@ def check_video(args):
     if importlib.util.find_spec("imageio") is None:
         raise ValueError("--capture-video writes GIFs and needs imageio: pip install imageio")
     try:
-        env = Environment(args.env_id, render_mode="rgb_array")
+        env = Environment(args, render_mode="rgb_array")
         env.reset(seed=0)
         frame = env.env.render()
     except Exception as error:  # a missing renderer raises what it likes
@@ -550,8 +555,7 @@ def check_model(params, expected, path):
 
 def model_shapes(args):
     """The shape of every array of model.npz under these settings."""
-    sizes = layer_sizes(args, Environment(args.env_id))
-    arrays = jax.eval_shape(lambda: init_params(jax.random.key(0), sizes))
+    arrays = jax.eval_shape(partial(init_network, args, Environment(args)))
     return {name: array.shape for name, array in arrays.items()}
 
 
@@ -623,7 +627,7 @@ def record(args, params, path):
     """Render one greedy episode to a GIF at half size and in the environment's own time, at most 25 frames a second."""
     import imageio.v3  # only here: most runs need no pictures
 
-    env, frames = Environment(args.env_id, render_mode="rgb_array"), []
+    env, frames = Environment(args, render_mode="rgb_array"), []
     per_second = env.env.metadata.get("render_fps", 50)
     every = max(1, round(per_second / 25))
 
@@ -674,7 +678,7 @@ def save(args, result, summary):
 
 def summarize(args, result, returns):
     """What summary.json holds; returns (eval_episodes,). solved is None where the environment names no threshold."""
-    threshold = Environment(args.env_id).solved_return
+    threshold = Environment(args).solved_return
     return {
         "script": os.path.basename(__file__),
         "args": asdict(args),
