@@ -19,10 +19,11 @@ its weights w', and a replay buffer of past steps (s, a, r, s'). It lowers the m
     python dqn_lunarlander.py --seed 1                                  one agent
     python dqn_lunarlander.py --output-dir runs/1 --eval-frequency 20000 --capture-video      watch it learn, as GIFs
     python dqn_lunarlander.py --load-model runs/1/model.npz --total-timesteps 0               evaluate a kept model
-    python dqn_lunarlander.py --env-id CartPole-v1 CARTPOLE
-    python dqn_lunarlander.py --env-id Acrobot-v1 ACROBOT
+    python dqn_lunarlander.py --env-id Acrobot-v1                       another environment, with the same settings
 
 MEASURED
+
+ABLATION
 
 Letters in shapes: B batch, A actions, O observation, n steps of an n-step target, G updates in one call.
 """
