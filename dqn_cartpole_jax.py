@@ -8,7 +8,8 @@ What it teaches: an agent is a few arrays and a few pure functions over them. Wr
 training loop one fast program, `jax.vmap` turns one agent into many, and a sharding lays them over all devices.
 
 Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) keeps a network Q(s, a; w), a slowly following copy of
-its weights w', and a replay buffer of past steps (s, a, r, s'). It lowers the mean over a random batch of
+its weights w' (the online and the target network), and a replay buffer of past steps (s, a, r, s'). It lowers the mean over a
+random batch of
 
     (y - Q(s, a; w))^2        with the target  y = r + gamma * max_a' Q(s', a'; w'),   y = r where s' is terminal.
 
@@ -247,6 +248,7 @@ def td_target(params, target_params, batch, double_dqn):
     choice = q_values(params, batch.next_obs) if double_dqn else next_q
     best = jnp.argmax(choice, axis=1)
     # y = r + gamma max_a' Q(s', a'; w')    with n steps: y = r_1 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w')
+    # Double DQN (van Hasselt et al. 2016) takes Q(s_n, a*; w') with a* = argmax_a' Q(s_n, a'; w) for that maximum.
     return batch.reward + batch.discount * select_action(next_q, best)
 
 
@@ -602,7 +604,7 @@ class Progress:
         self.printed = self.quarters = 0
 
     def on_interrupt(self, *_):
-        """The first Ctrl-C waits for the running chunk; the next one is Python's own."""
+        """The first Ctrl-C waits for the next report; the next one is Python's own."""
         self.stop = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

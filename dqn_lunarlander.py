@@ -9,10 +9,11 @@
 
 What it teaches: the environment is not yours and not JAX. So the replay buffer lives in NumPy, the agent acts with NumPy,
 and many updates are one compiled call that JAX runs in the background: while it learns, the agent already takes the next
-steps, with the weights from before. The art is keeping both busy; the order is fixed, so a seed still gives the same bits.
+steps, with the weights from before. The order of both is fixed, so a seed still gives the same bits.
 
 Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) keeps a network Q(s, a; w), a slowly following copy of
-its weights w', and a replay buffer of past steps (s, a, r, s'). It lowers the mean over a random batch of
+its weights w' (the online and the target network), and a replay buffer of past steps (s, a, r, s'). It lowers the mean over a
+random batch of
 
     (y - Q(s, a; w))^2        with the target  y = r + gamma * max_a' Q(s', a'; w'),   y = r where s' is terminal.
 
@@ -84,17 +85,17 @@ class Args:
     gamma: float = 0.99
     """discount per step"""
     n_step: int = 3
-    """rewards summed before the target bootstraps; 1 is the paper's"""
+    """discounted rewards summed before the target adds Q of the state reached; 1 is the paper's"""
     tau: float = 0.05
     """share of the online weights that one target update mixes in; 1 copies them"""
     target_network_frequency: int = 16
-    """environment steps between target updates, which come after a call of the learner"""
+    """environment steps between target updates, which come after a call of the learner, so at most one with each"""
     double_dqn: bool = True
     """let the online network choose the target's action and the target network value it"""
     reward_scale: float = 0.03
-    """rewards are multiplied by this for learning; what is reported is the environment's own return"""
+    """rewards are multiplied by this for learning, to bring Q near 1; what is reported is the environment's own return"""
     average_rate: float = 0.001
-    """after each update the averaged weights, used for evaluation only, move this share of the way; 1 turns averaging off"""
+    """share of the online weights that each update mixes into the averaged ones, used for evaluation only; 1: no averaging"""
     start_e: float = 1.0
     """epsilon, the share of random actions, at the start"""
     end_e: float = 0.02
@@ -191,27 +192,27 @@ def q_values(params, obs, layer_norm=False):
 def normalize(x):
     """Each row of x with mean 0 and variance 1: layer normalisation (Ba et al. 2016, eq. 3) without gain and bias."""
     x = x - x.sum(axis=-1, keepdims=True) / x.shape[-1]  # NumPy's mean would take twice as long
-    return x / ((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + 1e-5) ** 0.5
+    return x / ((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + 1e-5) ** 0.5  # 1e-5: no division by 0
 
 
 # -------------------------------------------------------------------------------------------------------- Replay buffer
 # A ring of preallocated NumPy arrays: environment step t lies at t % buffer_size.
 
 
-class Transition(NamedTuple):
+class Transition(NamedTuple):  # one step, or with a first axis the whole ring
     obs: np.ndarray  # (..., O)
     action: np.ndarray  # (...,)
-    reward: np.ndarray  # (...,)
+    reward: np.ndarray  # (...,) times reward_scale
     next_obs: np.ndarray  # (..., O) from before the reset
-    terminated: np.ndarray  # (...,) the episode reached an end: nothing follows, its value is 0
-    truncated: np.ndarray  # (...,) the time limit cut the episode: the value goes on
+    terminated: np.ndarray  # (...,) the episode reached an end: nothing follows, the value of next_obs is 0
+    truncated: np.ndarray  # (...,) the time limit cut the episode: next_obs keeps its value
 
 
 class Batch(NamedTuple):
     obs: np.ndarray  # (G, B, O)
     action: np.ndarray  # (G, B)
     reward: np.ndarray  # (G, B) discounted sum of up to n rewards
-    discount: np.ndarray  # (G, B) what the value of next_obs counts: gamma^(number of rewards), 0 where terminated
+    discount: np.ndarray  # (G, B) weight of the value of next_obs: gamma^(number of rewards), 0 where terminated
     next_obs: np.ndarray  # (G, B, O)
 
 
@@ -223,19 +224,19 @@ def add(buffer, t, transition):
 
 
 def sample(buffer, t, rng, shape, n_step, gamma):
-    """Draw a Batch of this shape uniformly, with replacement, from a buffer filled up to environment step t.
+    """Draw a Batch of this shape uniformly, with replacement, from a buffer that holds the steps before t, or the newest.
 
-    Each element is a run of n_step steps, cut short where its episode ends. Indexing by arrays copies: nothing in the Batch
-    changes when the buffer does.
+    Each element is a run of n_step steps, cut short where its episode ends; the later actions of a run are those that were
+    taken, whether greedy or not. Indexing by arrays copies: JAX still reads the Batch when the next steps are written.
     """
     size = len(buffer.action)
     filled = min(t, size)
-    # A run starts n - 1 steps before the newest one at the latest, or it would reach into the oldest.
+    # A run starts at step t - n at the latest: a later one would reach into the oldest steps, or into none.
     first = t - filled + rng.integers(filled - (n_step - 1), size=shape)
     run = (first[..., None] + np.arange(n_step)) % size  # (G, B, n)
     count = np.arange(1, n_step + 1)
     ended = buffer.terminated[run] | buffer.truncated[run]
-    length = np.min(np.where(ended, count, n_step), axis=-1)
+    length = np.min(np.where(ended, count, n_step), axis=-1)  # steps up to the first end, that one included
     discounts = np.float32(gamma) ** (count - 1)
     reward = np.sum(np.where(count <= length[..., None], discounts * buffer.reward[run], 0), axis=-1, dtype=np.float32)
     last = (first + length - 1) % size
@@ -264,6 +265,7 @@ def td_target(params, target_params, batch, double_dqn, layer_norm):
     choice = q_values(params, batch.next_obs, layer_norm) if double_dqn else next_q
     best = jnp.argmax(choice, axis=1)
     # y = r + gamma max_a' Q(s', a'; w')    with n steps: y = r_1 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w')
+    # Double DQN (van Hasselt et al. 2016) takes Q(s_n, a*; w') with a* = argmax_a' Q(s_n, a'; w) for that maximum.
     return batch.reward + batch.discount * select_action(next_q, best)
 
 
@@ -311,7 +313,7 @@ def learn(args, learner, batches, t):
 
     carry = (learner.params, learner.average_params, learner.opt_state)
     (params, average_params, opt_state), losses = jax.lax.scan(one_update, carry, batches)
-    due = t % args.target_network_frequency < args.train_frequency
+    due = t % args.target_network_frequency < args.train_frequency  # a multiple of it lies in the steps since the last call
     # w' <- w' + tau (w - w')
     target_params = mix(learner.target_params, params, jnp.where(due, args.tau, 0))
     return Learner(params, target_params, average_params, opt_state), losses[-1]
@@ -402,19 +404,20 @@ def train(args, params=None, report=lambda env_steps, seconds, episodes, loss: N
 
             # Learn.
             if env_steps >= args.learning_starts and env_steps % args.train_frequency == 0:
-                acting = jax.tree.map(np.asarray, learner.params)  # waits for the call before, if it still runs
+                # Act with what the call before gave, not with what this one will give: it waits for that one at most.
+                acting = jax.tree.map(np.asarray, learner.params)
                 batches = sample(buffer, env_steps, rng, batch_shape(args), args.n_step, args.gamma)
                 learner, loss = run_learn(learner, batches, np.int32(env_steps))  # comes back at once and runs on
 
             if env_steps % REPORT_EVERY == 0 or env_steps == args.total_timesteps:
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the loss is not finite after {env_steps:,} steps; try a smaller learning_rate")
-                episodes += new
-                report(env_steps, time.perf_counter() - compiled - paused, np.array(new).reshape(-1, 3), loss)
-                new = []
+                episodes, ended, new = episodes + new, np.array(new).reshape(-1, 3), []
+                report(env_steps, time.perf_counter() - compiled - paused, ended, loss)
             if args.eval_frequency and env_steps % args.eval_frequency == 0:
+                average_params = jax.device_get(learner.average_params)
                 pause = time.perf_counter()
-                snapshot(env_steps, jax.device_get(learner.average_params))
+                snapshot(env_steps, average_params)
                 paused += time.perf_counter() - pause
             if args.early_stop and (terminated or truncated):
                 recent = [one[1] for one in (episodes + new)[-100:]]
@@ -432,7 +435,7 @@ def train(args, params=None, report=lambda env_steps, seconds, episodes, loss: N
 
 
 def evaluate(args, params):
-    """Returns (eval_episodes,) of greedy episodes of the environment's own rewards, from starts no training saw."""
+    """The environment's own returns (eval_episodes,) of greedy episodes, from seeds that training does not use."""
     env, rng = Environment(args), np.random.default_rng([args.seed, 1])
     return np.array([greedy_episode(args, env, params, int(rng.integers(2**31))) for _ in range(args.eval_episodes)])
 
@@ -570,7 +573,7 @@ class Progress:
         self.printed = self.quarters = 0
 
     def on_interrupt(self, *_):
-        """The first Ctrl-C waits for the running chunk; the next one is Python's own."""
+        """The first Ctrl-C waits for the next report; the next one is Python's own."""
         self.stop = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -625,12 +628,12 @@ def draw_curve(file, episodes, title):
 
 
 def record(args, params, path):
-    """Render one greedy episode to a GIF at half size and in the environment's own time, at most 25 frames a second."""
+    """Render one greedy episode to a GIF at half size, in the environment's own time, with at most 25 frames a second."""
     import imageio.v3  # only here: most runs need no pictures
 
     env, frames = Environment(args, render_mode="rgb_array"), []
     per_second = env.env.metadata.get("render_fps", 50)
-    every = max(1, round(per_second / 25))
+    every = math.ceil(per_second / 25)
 
     def look():
         if env.episode_length % every == 0:

@@ -556,7 +556,7 @@ class Progress:
         self.printed = self.quarters = 0
 
     def on_interrupt(self, *_):
-        """The first Ctrl-C waits for the running chunk; the next one is Python's own."""
+        """The first Ctrl-C waits for the next report; the next one is Python's own."""
         self.stop = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

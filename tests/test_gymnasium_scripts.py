@@ -285,6 +285,18 @@ def test_same_seed_same_bits_other_seed_other_agent(dqn):
     assert not np.array_equal(first.episodes[:10], other.episodes[:10])
 
 
+@each_script
+def test_an_interrupted_run_has_every_episode_once(dqn):
+    def report(env_steps, seconds, episodes, loss):
+        if env_steps == 2_000:
+            raise KeyboardInterrupt
+
+    whole, part = dqn.train(small(dqn)), dqn.train(small(dqn), report=report)
+    assert part.interrupted and part.env_steps == 2_000
+    np.testing.assert_array_equal(part.episodes, whole.episodes[: len(part.episodes)])
+    assert len(part.episodes) == np.sum(whole.episodes[:, 0] <= 2_000) > 0
+
+
 def test_learns_cartpole():
     """The flags of the README's CartPole, shortened, learn: from episodes of about 20 steps to more than 100."""
     args = lander.Args(env_id="CartPole-v1", seed=3, total_timesteps=12_000, learning_starts=500, eval_episodes=10)

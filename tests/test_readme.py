@@ -28,7 +28,8 @@ SHORT = {
 
 def code_lines():
     """The lines of the README's indented and fenced code that are commands of a shell."""
-    return [line.split("  #")[0].strip() for line in README.splitlines() if re.match(r"    \S", line)]
+    text = re.sub(r"\\\n\s*", "", README)  # lines that go on after a backslash
+    return [line.split("  #")[0].strip() for line in text.splitlines() if re.match(r"    \S", line)]
 
 
 def commands():
