@@ -7,9 +7,9 @@
 What it teaches: an agent is a few arrays and a few pure functions over them. Write those, and `jax.jit` makes the whole
 training loop one fast program, `jax.vmap` turns one agent into many, and a sharding lays them over all devices.
 
-Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) keeps a network Q(s, a; w), a slowly following copy of
-its weights w' (the online and the target network), and a replay buffer of past steps (s, a, r, s'). It lowers the mean over a
-random batch of
+Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) keeps a network Q(s, a; w), the online network, an
+older copy w' of its weights, the target network (here one that follows slowly), and a replay buffer of past steps (s, a, r, s').
+It lowers the mean over a random batch of
 
     (y - Q(s, a; w))^2        with the target  y = r + gamma * max_a' Q(s', a'; w'),   y = r where s' is terminal.
 
@@ -29,7 +29,8 @@ What the defaults do beyond the paper, the flag that turns each off, and how man
     --no-scale-obs     12   observations are divided by their natural size
     --no-anneal-lr     18   the step size falls linearly to 0, so that the last weights are also good ones
     --num-envs 1       20   64 environments step side by side between two updates; one alone takes twice as long
-    --tau 1            20   the target network moves 5 % of the way after every update instead of being copied now and then
+    --tau 1            20   the target network moves 5 % of the way after every update instead of being copied now and then (with
+                            --target-network-frequency 512)
     (no flag)               Adam and the plain squared error, instead of RMSProp and clipped errors
 
 Double DQN (van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461) is off, as in the paper: --double-dqn.
@@ -70,7 +71,7 @@ class Args:
     num_seeds: int = 1
     """train this many agents at once, with seeds seed, seed + 1, ..."""
     total_timesteps: int = 256_000
-    """environment steps of the whole run (up to 1 % less, where they do not divide into equal chunks)"""
+    """environment steps of the whole run (a little less where they do not divide into equal chunks)"""
     num_envs: int = 64
     """environments that step in parallel"""
     train_frequency: int = 64
@@ -92,7 +93,7 @@ class Args:
     gamma: float = 0.99
     """discount per step"""
     n_step: int = 10
-    """rewards summed before the target bootstraps; 1 is the paper's"""
+    """discounted rewards summed before the target adds Q of the state reached; 1 is the paper's"""
     tau: float = 0.05
     """share of the online weights that one target update mixes in; 1 copies them"""
     target_network_frequency: int = 64
@@ -117,13 +118,16 @@ class Args:
 
 # ---------------------------------------------------------------------------------------------------------- Environment
 # CartPole-v1 as gymnasium.make builds it: https://gymnasium.farama.org/environments/classic_control/cart_pole/
-# For your own environment change the five names and two functions of this section; nothing below knows a pole.
+# For your own environment change the five names and two functions of this section. What follows relies on this much: the state
+# is the observation and the time, a step draws no random numbers, and a reset draws one per entry of the observation.
 
 OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angular velocity (rad/s)
 ACTIONS = 2  # push left, push right
 MAX_STEPS = 500  # the time limit, which truncates
 SOLVED_RETURN = 475.0  # Gymnasium's reward threshold: a mean over 100 episodes
-OBS_SCALE = np.array([2.4, 2.0, 0.2095, 2.0], np.float32)  # the two bounds, and velocities rarely passed
+OBS_SCALE = np.array(
+    [2.4, 2.0, 0.2095, 2.0], np.float32
+)  # velocities rarely passed; position and angle end the episode there
 
 
 class EnvState(NamedTuple):
@@ -210,11 +214,12 @@ def add(buffer, t, transition):
 def sample(buffer, t, noise, num_envs, n_step, gamma):
     """Draw a Batch uniformly, with replacement, from a buffer filled up to environment step t; noise (B,) in [0, 1).
 
-    Each element is a run of n_step steps of one environment, cut short where its episode ends.
+    Each element is a run of n_step steps of one environment, cut short where its episode ends; the later actions of a run are
+    those that were taken, whether greedy or not.
     """
     size = len(buffer.action)
     filled = jnp.minimum(t, size)
-    # A run starts n - 1 joint steps before the newest one at the latest, or it would reach into the oldest.
+    # A run starts n - 1 joint steps of all environments before the newest at the latest, or it would reach into the oldest.
     first = t - filled + (noise * (filled - (n_step - 1) * num_envs)).astype(jnp.int32)
     run = (first[:, None] + num_envs * np.arange(n_step)) % size  # (B, n)
     count = np.arange(1, n_step + 1)
@@ -354,12 +359,13 @@ def learn(args, agent, t, noise):
         batch = sample(agent.buffer, t, noise[i], args.num_envs, args.n_step, args.gamma)
         return update(params, agent.target_params, opt_state, batch, learning_rate, args.double_dqn)
 
-    # A loop that runs zero times before learning_starts: no branch, which would copy the buffer it reads.
+    # `jax.lax.fori_loop(0, n, f, carry)` is `for i in range(n): carry = f(i, carry)`, compiled. Before learning_starts it runs
+    # zero times: a branch, jax.lax.cond, would copy the buffer.
     updates = jnp.where(t >= args.learning_starts, args.gradient_steps, 0)
     carry = (agent.params, agent.opt_state, jnp.float32(0))
     params, opt_state, loss = jax.lax.fori_loop(0, updates, one_update, carry)
 
-    due = t % args.target_network_frequency < args.train_frequency
+    due = t % args.target_network_frequency < args.train_frequency  # a multiple of it lies in the steps since the last call
     # w' <- w' + tau (w - w')
     mixed = jax.tree.map(lambda old, new: (1 - args.tau) * old + args.tau * new, agent.target_params, params)
     target_params = jax.tree.map(lambda old, new: jnp.where(due, new, old), agent.target_params, mixed)
@@ -372,14 +378,14 @@ def noise_sizes(args):
 
 
 def train_chunk(args, periods, agent, first_step):
-    """`periods` times: train_frequency environment steps, then learn. The clock is first_step, a scalar.
+    """`periods` times: train_frequency environment steps, then learn. The clock starts at first_step, for all agents the same.
 
     `jax.lax.scan(f, state, xs)` is `for x in xs: state, y = f(state, x)`, compiled, with the ys stacked.
     Returns the Agent, the episode returns (periods, train_frequency) with nan for "none", and the losses (periods,).
     """
     key, chunk_key = jax.random.split(agent.key)
     acting, learning = noise_sizes(args)
-    # One draw for the whole chunk: every draw in the code takes 70 ms to compile, and one in the loop would run in it too.
+    # One draw for the whole chunk: each draw in the code takes 70 ms to compile, and one in the loop would be run every period.
     noise = jax.random.uniform(chunk_key, (periods, acting + learning))
 
     def period(agent, inputs):
@@ -406,10 +412,10 @@ def train_chunk(args, periods, agent, first_step):
 
 
 def chunking(args):
-    """Periods per chunk and number of chunks. A chunk draws at most 2^18 random numbers (1 MB), whatever the settings."""
+    """Periods per chunk and number of chunks. A chunk draws at most 2^18 random numbers (1 MB), or those of one period."""
     periods = args.total_timesteps // args.train_frequency
-    fewest = max(1, -(-periods * sum(noise_sizes(args)) // 2**18))
-    chunks = next((c for c in range(fewest, 2 * fewest) if periods % c == 0), min(fewest, max(periods, 1)))
+    fewest = min(max(1, -(-periods * sum(noise_sizes(args)) // 2**18)), max(periods, 1))
+    chunks = max(range(fewest, 2 * fewest), key=lambda c: periods // c * c)  # the number that leaves the fewest periods over
     return periods // chunks, chunks
 
 
@@ -519,7 +525,7 @@ def check(args):
         (args.buffer_size % max(steps, 1) == 0, "buffer_size must be a multiple of num_envs"),
         (args.buffer_size >= args.n_step * steps, "buffer_size must be at least n_step * num_envs"),
         (args.buffer_size >= args.batch_size, "buffer_size must be at least batch_size"),
-        (args.buffer_size <= 2**24, "buffer_size must be at most 2^24, beyond which float32 noise misses places"),
+        (args.buffer_size <= 2**23, "buffer_size must be at most 2^23, beyond which float32 noise misses places"),
         (args.learning_starts >= args.n_step * steps, "learning_starts must be at least n_step * num_envs"),
         (
             args.total_timesteps == 0 or args.learning_starts <= args.total_timesteps,

@@ -11,9 +11,9 @@ What it teaches: the environment is not yours and not JAX. So the replay buffer 
 and many updates are one compiled call that JAX runs in the background: while it learns, the agent already takes the next
 steps, with the weights from before. The order of both is fixed, so a seed still gives the same bits.
 
-Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) keeps a network Q(s, a; w), a slowly following copy of
-its weights w' (the online and the target network), and a replay buffer of past steps (s, a, r, s'). It lowers the mean over a
-random batch of
+Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) keeps a network Q(s, a; w), the online network, an
+older copy w' of its weights, the target network (here one that follows slowly), and a replay buffer of past steps (s, a, r, s').
+It lowers the mean over a random batch of
 
     (y - Q(s, a; w))^2        with the target  y = r + gamma * max_a' Q(s', a'; w'),   y = r where s' is terminal.
 

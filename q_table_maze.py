@@ -4,7 +4,8 @@
 # ///
 """Q-learning in a maze: on a table, then as a network on one-hot states, both compiled and checked against the exact answer.
 
-What it teaches: the Bellman update with nothing around it. Every DQN is this file with a larger network and a memory.
+What it teaches: the Bellman update with nothing around it. A DQN is this with a larger network, a memory and a slower copy of
+the network for the targets.
 
 Q(s, a) is the discounted sum of rewards to expect after action a in cell s, when all later actions are the best ones. After
 a step from s to s' with reward r, Q-learning (Watkins 1989; Watkins and Dayan 1992, https://doi.org/10.1007/BF00992698)
@@ -12,7 +13,8 @@ moves it towards what that step says it should have been:
 
     Q(s, a) <- Q(s, a) + alpha (y - Q(s, a))    with the target  y = r + gamma max_a' Q(s', a'),   y = r where s' is terminal.
 
-(A published tutorial leaves that last case out and bootstraps from the start cell after the reset: its values blow up.)
+(A published tutorial leaves that last case out and bootstraps from the start after the reset: its values blow up, to 6 and 7
+where the true ones are below 1.) A time limit is no end of the maze: a truncated step bootstraps from the cell it reached.
 
     python q_table_maze.py                                      a board of two rows, solved before you look up
     python q_table_maze.py --board 8x8 --slip-prob 0.6667       FrozenLake's large map, on its ice
@@ -32,7 +34,10 @@ H = 1 / (1 - gamma) = 20 (Jin et al. 2018, https://arxiv.org/abs/1807.03765). Va
 off by 0.2 at most; where the two best actions differ by 0.001, as with --slip-prob 0.2 on the 8x8 board, a run can end with
 the second best.
 
-Letters in shapes: S cells, A actions, B batch, K seeds.
+Letters in shapes: S cells, A actions, B batch, K seeds. The observation obs is the number of the cell, s. In JAX: `jax.jit`
+compiles a function of arrays once, so values choose by `jnp.where`, not by `if`; arrays do not change, `x.at[i].add(1)` gives
+a new one (in place, once compiled); `jax.vmap` maps a function over a new first axis; `jax.tree.map` over every array of a dict
+or NamedTuple; and a random key is used once, `jax.random.fold_in(key, n)` makes the n-th from it.
 """
 
 import csv
@@ -80,7 +85,7 @@ class Args:
     learning_rate: float = 1.0
     """alpha at the first visit of a pair (s, a)"""
     halving_visits: float = 21.0
-    """alpha falls with the visits n of a pair, learning_rate / (1 + (n - 1) / this); inf keeps it, which is fine without ice"""
+    """visits until alpha is half, learning_rate / (1 + (n - 1) / this) at visit n; inf keeps it, which is fine without ice"""
     gamma: float = 0.95
     """discount per step"""
     start_e: float = 1.0
@@ -189,7 +194,7 @@ def exact_q(args, maze):
 def init_params(method, sizes):
     """The values of a fresh agent, all 0, as a dict: q_table for the table, w0 for the network; sizes (S, A).
 
-    A network with hidden layers would need a random start; this one has none.
+    A network with hidden layers would need a random start; a single layer does not.
     """
     return {"q_table" if method == "table" else "w0": np.zeros(sizes, np.float32)}
 
@@ -219,7 +224,7 @@ def td_target(params, gamma, reward, next_obs, terminated):
 
 
 def loss_fn(params, obs, action, target):
-    """Half the squared error of Q(s, a) against the target: its gradient is the error itself."""
+    """Half the squared error of Q(s, a) against the target: a step of alpha against its gradient is the table's update."""
     return 0.5 * (target - q_values(params, obs)[action]) ** 2
 
 

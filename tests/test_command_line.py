@@ -99,7 +99,7 @@ CASES = {
             "--num-envs 128": "multiple of num_envs",
             "--num-envs 48 --train-frequency 48": "buffer_size must be a multiple",
             "--buffer-size 128": "n_step * num_envs",
-            "--buffer-size 64000000": "2^24",
+            "--buffer-size 64000000": "2^23",
             "--learning-starts 300000": "total_timesteps is 256000",
             "--learning-starts 64": "n_step * num_envs",
         },
