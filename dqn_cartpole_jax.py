@@ -8,7 +8,7 @@ What it teaches: an agent is a few arrays and a few pure functions over them. Wr
 training loop one fast program, `jax.vmap` turns one agent into many, and a sharding lays them over all devices.
 
 Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) keeps a network Q(s, a; w), the online network, an
-older copy w' of its weights, the target network (here one that follows slowly), and a replay buffer of past steps (s, a, r, s').
+older copy w' of its weights, the target network (here it follows slowly), and a replay buffer of past steps (s, a, r, s').
 It lowers the mean over a random batch of
 
     (y - Q(s, a; w))^2        with the target  y = r + gamma * max_a' Q(s', a'; w'),   y = r where s' is terminal.
@@ -29,8 +29,8 @@ What the defaults do beyond the paper, the flag that turns each off, and how man
     --no-scale-obs     12   observations are divided by their natural size
     --no-anneal-lr     18   the step size falls linearly to 0, so that the last weights are also good ones
     --num-envs 1       20   64 environments step side by side between two updates; one alone takes twice as long
-    --tau 1            20   the target network moves 5 % of the way after every update instead of being copied now and then (with
-                            --target-network-frequency 512)
+    --tau 1            20   the target network moves 5 % of the way after every update instead of being copied now and then
+                            (measured with --target-network-frequency 512)
     (no flag)               Adam and the plain squared error, instead of RMSProp and clipped errors
 
 Double DQN (van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461) is off, as in the paper: --double-dqn.
@@ -125,9 +125,7 @@ OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angul
 ACTIONS = 2  # push left, push right
 MAX_STEPS = 500  # the time limit, which truncates
 SOLVED_RETURN = 475.0  # Gymnasium's reward threshold: a mean over 100 episodes
-OBS_SCALE = np.array(
-    [2.4, 2.0, 0.2095, 2.0], np.float32
-)  # velocities rarely passed; position and angle end the episode there
+OBS_SCALE = np.array([2.4, 2.0, 0.2095, 2.0], np.float32)  # where position and angle end the episode; usual velocities
 
 
 class EnvState(NamedTuple):

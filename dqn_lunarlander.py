@@ -12,7 +12,7 @@ and many updates are one compiled call that JAX runs in the background: while it
 steps, with the weights from before. The order of both is fixed, so a seed still gives the same bits.
 
 Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) keeps a network Q(s, a; w), the online network, an
-older copy w' of its weights, the target network (here one that follows slowly), and a replay buffer of past steps (s, a, r, s').
+older copy w' of its weights, the target network (here it follows slowly), and a replay buffer of past steps (s, a, r, s').
 It lowers the mean over a random batch of
 
     (y - Q(s, a; w))^2        with the target  y = r + gamma * max_a' Q(s', a'; w'),   y = r where s' is terminal.

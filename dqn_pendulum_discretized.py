@@ -16,7 +16,7 @@ As the environment is not JAX, the replay buffer lives in NumPy, the agent acts 
 call that JAX runs in the background: while it learns, the agent already takes the next steps, with the weights from before.
 
 Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) keeps a network Q(s, a; w), the online network, an
-older copy w' of its weights, the target network (here one that follows slowly), and a replay buffer of past steps (s, a, r, s').
+older copy w' of its weights, the target network (here it follows slowly), and a replay buffer of past steps (s, a, r, s').
 It lowers the mean over a random batch of
 
     (y - Q(s, a; w))^2        with the target  y = r + gamma * max_a' Q(s', a'; w'),   y = r where s' is terminal.
