@@ -78,7 +78,7 @@ class Args:
     """updates in each call"""
     learning_starts: int = 1_000
     """environment steps before the first update"""
-    buffer_size: int = 25_000
+    buffer_size: int = 15_000
     """steps that the replay buffer holds"""
     batch_size: int = 64
     """steps drawn from the buffer for one update"""
