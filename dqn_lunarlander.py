@@ -24,7 +24,16 @@ It lowers the mean over a random batch of
 
 MEASURED
 
-ABLATION
+What the defaults do beyond the paper, and what some of it is worth: the mean return of 4 to 10 agents with the flag on the
+left, and in brackets without it, measured on tuning seeds while the defaults were being chosen:
+
+    --n-step 1               156 (228)   targets sum three rewards, then bootstrap (Sutton 1988)
+    --buffer-size 200000     248 (265)   a small buffer soon forgets the crashes of the beginning
+    --hidden-sizes 128 128   228 (254)   wide layers,
+    --no-layer-norm          244 (254)   each of them normalised
+    --gamma 0.995            184 (228)   and 0.98: 222 (248)
+    (not measured singly)                Double DQN (van Hasselt et al. 2016), a soft target, a step size that falls to 0,
+                                         small rewards, averaged weights, Adam and the plain squared error
 
 Letters in shapes: B batch, A actions, O observation, n steps of an n-step target, G updates in one call.
 """

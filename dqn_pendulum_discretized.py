@@ -29,6 +29,14 @@ It lowers the mean over a random batch of
 
 MEASURED
 
+What some of the defaults are worth: how many agents solve InvertedPendulum-v5 with the flag, of the tuning seeds it was tried
+on while the defaults were being chosen (the defaults themselves: 40 of 40):
+
+    --no-layer-norm               4 of 6
+    --buffer-size 40000          36 of 40   a small buffer soon forgets the falls of the beginning
+    --exploration-fraction 0.5    2 of 6
+    --num-bins 11                           Pendulum-v1 -152 instead of -151: more torques are not better
+
 Letters in shapes: B batch, A actions, O observation, H units of the first layer, n steps of an n-step target, G updates in
 one call.
 """
