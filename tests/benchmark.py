@@ -381,6 +381,7 @@ def curves(folders):
         axes.axhline(thresholds[name], color="0.4", linewidth=0.8, linestyle=":")
         axes.set(title=f"{name}, {len(series)} seeds", xlabel="environment steps", ylabel="return while exploring")
         axes.spines[["top", "right"]].set_visible(False)
+        axes.locator_params(axis="x", nbins=5)
     figure.savefig(RESULTS / "curves.png", dpi=110)
 
 
