@@ -24,7 +24,7 @@ It lowers the mean over a random batch of
 
 Measured by tests/benchmark.py on two cores of an AMD EPYC (Zen 5), jax 0.10.2, 100 greedy episodes of the last, averaged
 weights, seeds from 2000 on, on which nothing was tuned: LunarLander-v3 solved (200) by 10 of 10 agents, mean 274.9 ± 3.2,
-worst 266.8, in 38.36 s of training; CartPole-v1 5 of 5 (475), worst 496.5; Acrobot-v1 5 of 5 (-100), worst -74.5. At the
+worst 266.8, in 38.44 s of training; CartPole-v1 5 of 5 (475), worst 496.5; Acrobot-v1 5 of 5 (-100), worst -74.5. At the
 settings of CleanRL's dqn_jax.py (one update every 4 steps) 15 thousand steps a second, 36 % of the bare environment's
 speed; with 4 updates in one call every 16 steps 22 thousand, 54 %.
 

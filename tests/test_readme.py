@@ -105,6 +105,14 @@ def test_every_figure_said_to_be_ours_stands_in_results():
             assert number in numbers(measured), (row, number)
 
 
+def test_what_the_tutorials_reach_stands_in_results():
+    section = README.split("## What differs from the tutorials")[1].split("\n## ")[0]
+    prose = "\n".join(line for line in section.splitlines() if not line.startswith("    "))
+    measured = numbers(" ".join(" ".join(line.values()) for line in results()))
+    stated = [number for number in numbers(prose) if "." in number]
+    assert len(stated) > 5 and set(stated) <= set(measured), set(stated) - set(measured)
+
+
 def test_every_picture_is_there_and_the_repository_is_small():
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
     assert len(pictures) >= 5
