@@ -20,7 +20,7 @@ It lowers the mean over a random batch of
 
 Measured by tests/benchmark.py on two cores of an AMD EPYC (Zen 5), jax 0.10.2: of seeds 2000 to 2099, on which nothing was
 tuned, 99 were solved (mean of 100 greedy episodes of the last weights at 475 or more), mean 498.8 of 500, worst 398.1.
-Training takes 0.19 s a seed on one core, compiling before it 1.79 s; 16 seeds at once take 1.36 s on two cores, 2.61 s on
+Training takes 0.20 s a seed on one core, compiling before it 1.89 s; 16 seeds at once take 1.38 s on two cores, 2.77 s on
 one.
 
 What the defaults do beyond the paper, the flag that turns each off, and how many of 20 agents are solved without it
