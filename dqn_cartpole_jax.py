@@ -7,25 +7,22 @@
 What it teaches: an agent is a few arrays and a few pure functions over them. Write those, and `jax.jit` compiles the training
 loop into one fast program, and `jax.vmap` turns one agent into many.
 
-Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) trains a network Q(s, a; w), the online network, with
-weights w. It keeps an older copy w' of them, the target network, and a replay buffer of past steps (s, a, r, s'). Each update
-lowers the mean over a random batch of
+Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) trains a network Q(s, a; w) with weights w. It keeps a
+replay buffer of past steps (s, a, r, s'), because consecutive steps are too alike to learn from, and an older copy w- of the
+weights, the target network, so that the target does not move with each update. An update lowers the mean over a random batch of
 
-    (y - Q(s, a; w))^2        with the target  y = r + gamma * max_a' Q(s', a'; w'),   y = r where s' is terminal.
+    (y - Q(s, a; w))^2        with the target  y = r + gamma max_a' Q(s', a'; w-),   y = r where s' is terminal.
 
     python dqn_cartpole_jax.py --seed 1                       train one agent
-    python dqn_cartpole_jax.py --num-seeds 16                 train sixteen at once, on all cores or GPUs
+    python dqn_cartpole_jax.py --num-seeds 16                 train sixteen at once, on several cores or GPUs
     python dqn_cartpole_jax.py --output-dir runs/1            keep model.npz, returns.csv, curve.png and summary.json
     python dqn_cartpole_jax.py --load-model runs/1/model.npz  evaluate a kept model
 
 RESULT
 
-What differs from the paper:
-    --n-step 5               a target sums five rewards before it bootstraps (Sutton 1988): news of a fall travels faster
-    --num-envs 64            64 environments step together, with one update for each joint step
-    --tau 0.05               the target network moves a little after each update instead of being copied now and then
-    --end-learning-rate 0    the step size falls to 0, so that the last weights are good ones
-    (no flag)                Adam and the squared error, not RMSProp and the clipped error; scaled observations
+The defaults differ from the paper: a target sums n_step rewards before it adds Q (Sutton 1988), so that news of a fall spreads
+faster; 64 environments take a joint step between two updates; the target network moves a little after each update (tau); the
+step size falls to 0; Adam and the squared error replace RMSProp and the clipped error.
 
 Letters in shapes: N environments, B batch, A actions, O observation, n steps of an n-step target, K seeds.
 """
@@ -50,25 +47,25 @@ import tyro
 # ------------------------------ Arguments
 @dataclass(frozen=True)
 class Args:
-    """DQN on CartPole-v1. Every period and every schedule counts environment steps, summed over the environments."""
+    """DQN on CartPole-v1. Periods and schedules count environment steps of one agent, summed over its environments."""
 
     seed: int = 1  # the same seed gives the same bits on the same machine
     num_seeds: int = 1  # train this many agents at once, with seeds seed, seed + 1, ...
-    total_timesteps: int = 320_000  # environment steps of the run
+    total_timesteps: int = 256_000  # environment steps of the run
     num_envs: int = 64  # environments that step together; an update follows each joint step
     learning_starts: int = 6_400  # environment steps before the first update
-    buffer_size: int = 320_000  # transitions in the replay buffer; a multiple of num_envs
+    buffer_size: int = 96_000  # transitions in the replay buffer; a multiple of num_envs
     batch_size: int = 64  # transitions drawn from the buffer for one update
-    hidden_sizes: tuple[int, ...] = (128,)  # units of each hidden layer
+    hidden_sizes: tuple[int, ...] = (128,)  # units in each hidden layer
     learning_rate: float = 1e-2  # Adam's step size at the start
-    end_learning_rate: float = 0.0  # and at the end; it falls linearly
+    end_learning_rate: float = 0.0  # Adam's step size at the end; it falls linearly
     gamma: float = 0.98  # discount per step
-    n_step: int = 5  # rewards summed before the target bootstraps; 1 is the paper's
-    tau: float = 0.05  # share of the online weights that one target update mixes in; 1 copies them
+    n_step: int = 5  # rewards summed before the target adds Q; 1 is the paper's
+    tau: float = 0.05  # fraction of the online weights that one target update mixes in; 1 copies them
     target_network_frequency: int = 64  # environment steps between target updates
-    start_e: float = 1.0  # epsilon, the share of random actions, at the start
+    start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
     end_e: float = 0.15  # epsilon at the end; high, so that the buffer also shows how to recover
-    exploration_fraction: float = 0.5  # share of total_timesteps over which epsilon falls linearly
+    exploration_fraction: float = 0.5  # fraction of total_timesteps over which epsilon falls linearly
     eval_episodes: int = 100  # greedy episodes at the end
     output_dir: str | None = None  # a new folder, in which to keep the run
     load_model: str | None = None  # evaluate this model.npz instead of training
@@ -76,8 +73,8 @@ class Args:
 
 # ------------------------------ Environment
 # CartPole-v1 as gymnasium.make builds it: https://gymnasium.farama.org/environments/classic_control/cart_pole/
-# For your own environment change this section. The rest relies on this much: a state is an observation and a time, a step draws
-# no random numbers, and a reset takes one for each entry of the observation.
+# For your own environment change this section. The rest assumes that a step draws no random numbers, that a reset takes one
+# for each entry of the observation, and that no episode exceeds MAX_STEPS.
 
 OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angular velocity (rad/s)
 ACTIONS = 2  # push left, push right
@@ -97,10 +94,10 @@ def reset(noise):
 
 
 def step(state, action):
-    """One step of N carts, 20 ms of Euler integration (Barto, Sutton and Anderson 1983; Florian 2007).
+    """One step of N carts: 20 ms of Euler integration (Barto, Sutton and Anderson 1983; Florian 2007). It does not reset.
 
-    Takes action (N,) of 0 or 1; returns the next EnvState, reward (N,), terminated (N,) and truncated (N,). It does not
-    reset: the next observation of an ended episode is the one it ended with.
+    Takes action (N,), 0 or 1. Returns the next EnvState, reward (N,), terminated (N,), out of bounds, where nothing follows, and
+    truncated (N,), out of time, where the value goes on.
     """
     _, x_dot, theta, theta_dot = state.obs.T
     force = jnp.where(action == 1, 10.0, -10.0)  # N; cart 1 kg, pole 0.1 kg with its center at 0.5 m
@@ -126,8 +123,7 @@ def init_params(rng, sizes):
 
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O), as the environment gives it, -> (B, A). ReLU between the layers."""
-    x = obs / OBS_SCALE
-    last = len(params) // 2 - 1
+    x, last = obs / OBS_SCALE, len(params) // 2 - 1
     for i in range(last):
         x = jnp.maximum(x @ params[f"w{i}"] + params[f"b{i}"], 0)
     return x @ params[f"w{last}"] + params[f"b{last}"]
@@ -140,47 +136,48 @@ def q_values(params, obs):
 class Transition(NamedTuple):
     obs: jax.Array  # (..., O)
     action: jax.Array  # (...,)
-    reward: jax.Array  # (...,) r_1 + gamma r_2 + ... + gamma^(n-1) r_n, or fewer where the episode ended
+    reward: jax.Array  # (...,) r_1 + gamma r_2 + ... + gamma^(n-1) r_n, fewer terms if the episode ended
     discount: jax.Array  # (...,) weight of the value of next_obs: gamma^(number of rewards), 0 where terminated
     next_obs: jax.Array  # (..., O) the observation after the last reward, from before the reset
-    ended: jax.Array  # (...,) the episode ended, so no reward follows
+    ended: jax.Array  # (...,) the episode ended, so no reward is added; used in the queue only
 
 
 def extend(queue, obs, action, reward, next_obs, terminated, truncated, gamma):
-    """Drop the oldest N transitions of the queue (n, N, ...), begin N new ones, and add this step (N, ...) to all of them."""
+    """Begin N transitions in the queue (n, N, ...) and add this step (N, ...) to all of it. Its row 0 is then complete."""
     begun = Transition(obs, action, jnp.zeros_like(reward), jnp.ones_like(reward), next_obs, jnp.zeros_like(terminated))
+    # `jax.tree.map` applies a function to every field: drop the old row 0 and append a row.
     queue = jax.tree.map(lambda rows, new: jnp.concatenate([rows[1:], new[None]]), queue, begun)
     return queue._replace(
         reward=queue.reward + jnp.where(queue.ended, 0, queue.discount * reward),
-        discount=queue.discount * jnp.where(queue.ended, 1, gamma * ~terminated),  # truncated: next_obs keeps its value
+        discount=queue.discount * jnp.where(queue.ended, 1, gamma * ~terminated),
         next_obs=jnp.where(queue.ended[..., None], queue.next_obs, next_obs),
         ended=queue.ended | terminated | truncated,
     )
 
 
-def add(buffer, t, transition):
-    """Write N transitions into a ring, from place t % buffer_size on; in place, once compiled."""
-    start = t % len(buffer.action)
-    return jax.tree.map(lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, start, 0), buffer, transition)
+def add(buffer, place, transition):
+    """buffer[place : place + N] = transition, where place counts round and round the buffer; in place, once compiled."""
+    start = place % len(buffer.action)
+    return jax.tree.map(lambda rows, new: jax.lax.dynamic_update_slice_in_dim(rows, new, start, 0), buffer, transition)
 
 
 def sample(buffer, added, noise):
-    """Draw B of the last `added` transitions uniformly, with replacement; noise (B,) in [0, 1)."""
+    """Draw B transitions uniformly, with replacement, from a buffer to which `added` were added; noise (B,) in [0, 1)."""
     rows = (noise * jnp.clip(added, 1, len(buffer.action))).astype(jnp.int32)
-    return jax.tree.map(lambda ring: ring[rows], buffer)
+    return jax.tree.map(lambda field: field[rows], buffer)
 
 
 # ------------------------------ Learning
 def make_optimizer(args):
     """Adam, whose step size is 0 before learning_starts and then falls linearly. Its schedule counts updates."""
-    total, first = args.total_timesteps / args.num_envs, args.learning_starts / args.num_envs
-    schedule = optax.linear_schedule(args.learning_rate, args.end_learning_rate, total)
+    first, last = args.learning_starts / args.num_envs, args.total_timesteps / args.num_envs
+    schedule = optax.linear_schedule(args.learning_rate, args.end_learning_rate, last)
     return optax.adam(lambda count: jnp.where(count < first, 0, schedule(count)))
 
 
-def update(optimizer, params, target_params, opt_state, batch):
+def update(args, params, target_params, opt_state, batch):
     """One gradient step on the mean squared error. Returns the new params, the new opt_state and the loss."""
-    # y = r + gamma max_a' Q(s', a'; w')    with n steps: y = r_1 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w')
+    # y = r + gamma max_a' Q(s', a'; w-)    with n steps: y = r_1 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)
     target = batch.reward + batch.discount * jnp.max(q_values(target_params, batch.next_obs), axis=1)
 
     def loss_fn(params):
@@ -188,13 +185,12 @@ def update(optimizer, params, target_params, opt_state, batch):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(params)
-    updates, opt_state = optimizer.update(grads, opt_state)
+    updates, opt_state = make_optimizer(args).update(grads, opt_state)
     return optax.apply_updates(params, updates), opt_state, loss
 
 
 # ------------------------------ Training
 class Agent(NamedTuple):  # all that changes while an agent trains
-    seed: jax.Array
     params: dict
     target_params: dict
     opt_state: tuple
@@ -204,70 +200,63 @@ class Agent(NamedTuple):  # all that changes while an agent trains
     buffer: Transition  # (buffer_size, ...)
 
 
-def init_agents(args):
-    """The agents before training: one Agent whose arrays have a first axis K. In NumPy, so that there is nothing to compile."""
-    seeds, n = args.seed + np.arange(args.num_seeds, dtype=np.uint32), args.num_envs
-    rngs = [np.random.default_rng(seed) for seed in seeds]
+def init_agents(args, rngs):
+    """The agents before training: an Agent whose arrays have a first axis K. In NumPy, so that there is nothing to compile."""
     params = [init_params(rng, (OBS_SIZE, *args.hidden_sizes, ACTIONS)) for rng in rngs]
-    env_state = reset(np.stack([rng.random((n, OBS_SIZE), np.float32) for rng in rngs]))
+    env_state = reset(np.stack([rng.random((args.num_envs, OBS_SIZE), np.float32) for rng in rngs]))
 
     def zeros(like, *axes):
-        return jax.tree.map(lambda x: np.zeros((args.num_seeds, *axes, *x.shape), x.dtype), like)
+        return jax.tree.map(lambda x: np.zeros((len(rngs), *axes, *x.shape), x.dtype), like)
 
-    opt_state = zeros(jax.eval_shape(make_optimizer(args).init, params[0]))  # Adam starts from zeros
+    opt_state = zeros(jax.eval_shape(make_optimizer(args).init, params[0]))  # right for Adam, which starts from zeros
     params = jax.tree.map(lambda *arrays: np.stack(arrays), *params)
     obs, number = np.zeros(OBS_SIZE, np.float32), np.float32(0)
     empty = Transition(obs, np.int32(0), number, number, obs, np.bool_(False))
-    queue, buffer = zeros(empty, args.n_step, n), zeros(empty, args.buffer_size)
-    return Agent(seeds, params, params, opt_state, env_state, zeros(number, n), queue, buffer)
+    queue, buffer = zeros(empty, args.n_step, args.num_envs), zeros(empty, args.buffer_size)
+    return Agent(params, params, opt_state, env_state, zeros(number, args.num_envs), queue, buffer)
 
 
-def train_chunk(args, joint_steps, agent, first_step):
-    """Step all N environments joint_steps times, from environment step first_step on, with an update after each.
+def train_chunk(args, agent, first_step, noise):
+    """A joint step and an update for each row of noise (T, N * (2 + O) + B) in [0, 1), from environment step first_step on.
 
-    Returns the Agent, its params, the returns (joint_steps, N) of ended episodes, nan elsewhere, and the losses (joint_steps,).
+    Returns the Agent, its params, the returns (T, N) of ended episodes, nan elsewhere, and the losses (T,).
     `jax.lax.scan(f, carry, xs)` is the loop `for x in xs: carry, y = f(carry, x)`, compiled; it stacks the ys.
     """
-    n, optimizer = args.num_envs, make_optimizer(args)
-    epsilon = optax.linear_schedule(args.start_e, args.end_e, args.exploration_fraction * args.total_timesteps)
-    chunk_key = jax.random.fold_in(jax.random.key(agent.seed), first_step)
-    # One draw for all: each draw takes XLA 70 ms to compile.
-    noise = jax.random.uniform(chunk_key, (joint_steps, n * (2 + OBS_SIZE) + args.batch_size))
+    n = args.num_envs
+    epsilon = optax.linear_schedule(args.start_e, args.end_e, max(1, args.exploration_fraction * args.total_timesteps))
 
     def joint_step(agent, inputs):
         t, noise = inputs
-        explore, random, fresh, batch = jnp.split(noise, np.array([1, 2, 2 + OBS_SIZE]) * n)
+        explore, random, reset_noise, batch_noise = jnp.split(noise, np.array([1, 2, 2 + OBS_SIZE]) * n)
 
         # Act: epsilon-greedy.
         obs = agent.env_state.obs
         greedy = jnp.argmax(q_values(agent.params, obs), axis=1)
         action = jnp.where(explore < epsilon(t), (random * ACTIONS).astype(jnp.int32), greedy)
 
-        # Step, and reset the environments whose episode ended.
+        # Step.
         env_state, reward, terminated, truncated = step(agent.env_state, action)
         queue = extend(agent.queue, obs, action, reward, env_state.obs, terminated, truncated, args.gamma)
-        ended = terminated | truncated
-        fresh = reset(fresh.reshape(n, OBS_SIZE))
+        episode_return, ended = agent.episode_return + reward, terminated | truncated
+        fresh = reset(reset_noise.reshape(n, OBS_SIZE))
         env_state = EnvState(jnp.where(ended[:, None], fresh.obs, env_state.obs), jnp.where(ended, 0, env_state.time))
-        episode_return = agent.episode_return + reward
 
-        # Store the oldest of the queue. The first n_step - 1 times it is empty and lands at the end of the ring, unsampled.
+        # Store. The first n - 1 times nothing is complete: what is stored lands at the buffer's end, unsampled.
         place = t - (args.n_step - 1) * n
         buffer = add(agent.buffer, place, jax.tree.map(lambda rows: rows[0], queue))
 
-        # Learn. Before learning_starts the step size is 0 and nothing changes; a branch would copy the whole buffer.
-        batch = sample(buffer, place + n, batch)
-        params, opt_state, loss = update(optimizer, agent.params, agent.target_params, agent.opt_state, batch)
+        # Learn. Before learning_starts the step size is 0: a branch around the update would copy the whole buffer.
+        batch = sample(buffer, place + n, batch_noise)
+        params, opt_state, loss = update(args, agent.params, agent.target_params, agent.opt_state, batch)
         due = (t + n) % args.target_network_frequency < n  # a multiple of it lies in these n steps
-        # w' <- w' + tau (w - w')
+        # w- <- w- + tau (w - w-)
         target_params = optax.incremental_update(params, agent.target_params, jnp.where(due, args.tau, 0))
 
-        returns = jnp.where(ended, episode_return, jnp.nan)
-        episode_return = jnp.where(ended, 0, episode_return)
-        agent = Agent(agent.seed, params, target_params, opt_state, env_state, episode_return, queue, buffer)
+        returns, episode_return = jnp.where(ended, episode_return, jnp.nan), jnp.where(ended, 0, episode_return)
+        agent = Agent(params, target_params, opt_state, env_state, episode_return, queue, buffer)
         return agent, (returns, loss)
 
-    agent, (returns, losses) = jax.lax.scan(joint_step, agent, (first_step + n * jnp.arange(joint_steps), noise))
+    agent, (returns, losses) = jax.lax.scan(joint_step, agent, (first_step + n * jnp.arange(len(noise)), noise))
     return agent, agent.params, returns, losses
 
 
@@ -278,36 +267,41 @@ def train(args):
     Ctrl-C (KeyboardInterrupt) ends the training early. Raises FloatingPointError when a loss is not finite.
     """
     started = time.perf_counter()
+    # A chunk of the run takes 1 MB of noise at most. If the steps do not divide equally, the run is a little shorter.
+    joint_steps, numbers = args.total_timesteps // args.num_envs, args.num_envs * (2 + OBS_SIZE) + args.batch_size
+    chunks = math.ceil(joint_steps / max(1, 250_000 // numbers))
     devices = jax.devices()[: math.gcd(args.num_seeds, jax.device_count())]  # each takes equally many agents
     sharding = jax.NamedSharding(jax.sharding.Mesh(devices, "seed"), jax.P("seed"))
-    agent = jax.device_put(init_agents(args), sharding)
-    params, env_steps, episodes, interrupted = agent.params, 0, np.empty((0, 3)), False
+    rngs = [np.random.default_rng(args.seed + k) for k in range(args.num_seeds)]
 
-    joint_steps = args.total_timesteps // args.num_envs
-    # A chunk draws 1 MB of noise at most. If the steps do not divide equally, the run is a little shorter.
-    chunks = math.ceil(joint_steps * (args.num_envs * (2 + OBS_SIZE) + args.batch_size) / 250_000)
+    def draw():  # in NumPy: JAX's generator took longer to compile than all these draws take
+        noise = np.stack([rng.random((joint_steps // chunks, numbers), np.float32) for rng in rngs])
+        return jax.device_put(noise, sharding)
+
+    agent = init_agents(args, rngs)
+    params, env_steps, episodes, interrupted = agent.params, 0, np.empty((0, 3)), False
+    agent = jax.device_put(agent, sharding)
     # `jax.vmap` maps a function of one agent over the first axis, K. Donated: the new Agent is written over the old one.
-    run_chunk = jax.vmap(lambda agent, t: train_chunk(args, joint_steps // chunks, agent, t), (0, None))
-    run_chunk = jax.jit(run_chunk, donate_argnums=0).lower(agent, np.int32(0))
-    # Level 1 of 3 nearly halves XLA's compile time on the CPU and leaves these small loops as fast.
+    run_chunk = jax.vmap(lambda *inputs: train_chunk(args, *inputs), (0, None, 0))
+    run_chunk = jax.jit(run_chunk, donate_argnums=0).lower(agent, np.int32(0), draw())
+    # Level 1 of 3 nearly halves XLA's compile time on the CPU, and the program is as fast.
     run_chunk = run_chunk.compile({"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None)
     compiled = printed = time.perf_counter()
     try:
         for chunk in range(chunks):
-            agent, params, returns, losses = run_chunk(agent, np.int32(env_steps))
-            returns = np.asarray(returns).reshape(args.num_seeds, -1)
-            which, when = np.nonzero(~np.isnan(returns))
-            ended = np.stack([env_steps + when + 1, returns[which, when], args.seed + which], axis=1)
-            episodes = np.concatenate([episodes, ended])
-            env_steps += returns.shape[1]
+            agent, params, returns, losses = run_chunk(agent, np.int32(env_steps), draw())
+            returns = np.asarray(returns).reshape(args.num_seeds, -1).T  # (steps, K)
+            when, which = np.nonzero(~np.isnan(returns))
+            rows = np.stack([env_steps + when + 1, returns[when, which], args.seed + which], axis=1)
+            episodes, env_steps = np.concatenate([episodes, rows]), env_steps + len(returns)
             if not np.isfinite(losses).all():
                 raise FloatingPointError(f"the loss is not finite after {env_steps:,} steps; try a smaller learning_rate")
             now = time.perf_counter()
             if now - printed > 1 or chunk == chunks - 1:
-                printed, speed = now, env_steps / (now - compiled)
-                recent, left = ended[:, 1].sum() / max(len(ended), 1), (args.total_timesteps - env_steps) / speed
-                progress = f"{env_steps:,} steps, recent return {recent:.1f}, loss {losses.mean():.3g}"
-                print(f"{progress}, {args.num_seeds * speed:,.0f} steps/s, {left:.0f} s left", flush=True)
+                printed, speed = now, env_steps / (now - compiled)  # of each agent
+                recent = np.mean(episodes[-100:, 1].tolist() or math.nan)
+                progress = f"{env_steps:,} steps, recent return {recent:.1f}, loss {losses.mean():.3g}, {speed:,.0f} steps/s"
+                print(f"{progress}, {(args.total_timesteps - env_steps) / speed:.0f} s left", flush=True)
     except KeyboardInterrupt:
         interrupted = True
     params = jax.device_get(params)  # not agent.params: an interrupted call has taken the donated Agent
@@ -320,10 +314,7 @@ def train(args):
 
 # ------------------------------ Evaluation
 def evaluate(args, params):
-    """Returns (K, eval_episodes) of greedy episodes under the environment's own rules; params of one agent or of K.
-
-    Every agent meets the same starts, which no training saw.
-    """
+    """Returns (K, eval_episodes) of greedy episodes, from starts that no training uses; params are of one agent or of K."""
     if params["b0"].ndim == 1:
         params = jax.tree.map(lambda x: x[None], params)
 
@@ -331,35 +322,34 @@ def evaluate(args, params):
         def one_step(carry, _):
             env_state, running, total = carry
             env_state, reward, terminated, truncated = step(env_state, jnp.argmax(q_values(params, env_state.obs), axis=1))
-            return (env_state, running & ~(terminated | truncated), total + running * reward), None
+            return (env_state, running & ~(terminated | truncated), total + jnp.where(running, reward, 0)), None
 
         start = reset(noise), jnp.ones(args.eval_episodes, bool), jnp.zeros(args.eval_episodes)
-        return jax.lax.scan(one_step, start, length=MAX_STEPS)[0][2]
+        (_, _, total), _ = jax.lax.scan(one_step, start, length=MAX_STEPS)
+        return total
 
-    noise = np.random.default_rng(2**31).random((args.eval_episodes, OBS_SIZE), np.float32)
+    noise = np.random.default_rng(2**31).random((args.eval_episodes, OBS_SIZE), np.float32)  # other seeds are below 2^31
     return np.asarray(jax.jit(jax.vmap(play, (0, None)))(params, noise))
 
 
 # ------------------------------ Command line
-# Not the lesson: checks, saving, drawing.
-
-SCRIPT = "dqn_cartpole_jax.py"
+SCRIPT = "dqn_cartpole_jax.py"  # a kept model names it
 
 
 def check(args):
     """Raise ValueError, naming the flag, on settings that cannot work."""
     for field in fields(args):
-        value = getattr(args, field.name)
-        if field.type is int and not (0 if field.name == "seed" else 1) <= value < 2**31:
-            raise ValueError(f"{field.name} must be at least {0 if field.name == 'seed' else 1} and below 2^31")
+        value, least = getattr(args, field.name), 0 if field.name == "seed" else 1
+        if field.type is int and not least <= value < 2**31:
+            raise ValueError(f"{field.name} must be at least {least} and below 2^31")
         if field.type is float and not 0 <= value <= 1:
             raise ValueError(f"{field.name} must be between 0 and 1")
+    least = args.n_step * args.num_envs
     rules = [
         (min(args.hidden_sizes, default=1) > 0, "hidden_sizes must all be at least 1"),
-        (args.exploration_fraction > 0, "exploration_fraction must be above 0"),
         (args.total_timesteps >= args.num_envs, "total_timesteps must be at least num_envs"),
-        (args.learning_starts >= args.n_step * args.num_envs, "learning_starts must be at least n_step * num_envs"),
-        (args.buffer_size >= args.n_step * args.num_envs, "buffer_size must be at least n_step * num_envs"),
+        (args.learning_starts >= least, "learning_starts must be at least n_step * num_envs"),
+        (args.buffer_size >= least, "buffer_size must be at least n_step * num_envs"),
         (args.buffer_size % args.num_envs == 0, "buffer_size must be a multiple of num_envs"),
         (not args.output_dir or importlib.util.find_spec("matplotlib"), "output_dir needs matplotlib: pip install matplotlib"),
     ]
@@ -369,14 +359,14 @@ def check(args):
 
 
 def load_model(path):
-    """The params that a run kept as model.npz. Raises ValueError if the file is damaged or another script's."""
+    """The params that a run kept as model.npz. Raises ValueError if the file is damaged or from another script."""
     try:
         with np.load(path, allow_pickle=False) as file:
             params = dict(file)
         script = params.pop("script")
         one = params if params["b0"].ndim == 1 else {name: x[0] for name, x in params.items()}
         if script != SCRIPT or q_values(one, np.zeros((1, OBS_SIZE))).shape != (1, ACTIONS):
-            raise ValueError(f"it was made by {script} for another environment")
+            raise ValueError(f"it is from {script} or of other shapes")
     except Exception as error:  # a damaged file raises one of half a dozen kinds
         raise ValueError(f"load_model cannot use {path}: {error}") from None
     return params
@@ -384,17 +374,17 @@ def load_model(path):
 
 def keep(args, params, episodes):
     """Write model.npz, returns.csv and curve.png into output_dir."""
-    from matplotlib.figure import Figure  # only here: importing it takes longer than training
+    from matplotlib.figure import Figure  # only here: importing it takes long
 
     folder, header = Path(args.output_dir), "env_step,episode_return,seed"
     np.savez(folder / "model.npz", script=SCRIPT, **params)
     np.savetxt(folder / "returns.csv", episodes, ("%d", "%g", "%d"), ",", header=header, comments="")
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(layout="constrained")
     axes = figure.add_subplot(xlabel="environment steps", ylabel="return, and mean of 100", title="DQN on CartPole-v1")
-    steps, returns, _ = episodes[np.argsort(episodes[:, 0], kind="stable")].T
-    window = min(100, len(returns))
+    steps, returns, _ = episodes.T
     axes.plot(steps, returns, ".", markersize=1, color="0.75")
-    axes.plot(steps[window - 1 :], np.convolve(returns, np.ones(window) / window, mode="valid"))
+    if window := min(100, len(returns)):
+        axes.plot(steps[window - 1 :], np.convolve(returns, np.ones(window) / window, mode="valid"))
     figure.savefig(folder / "curve.png", dpi=150)
 
 
@@ -402,8 +392,7 @@ def summarize(args, returns, counts):
     """Print how the evaluation went and return what summary.json holds; returns (K, eval_episodes)."""
     solved = returns.mean(axis=1) >= SOLVED_RETURN
     statistics = f"mean {returns.mean():.1f}, standard deviation {returns.std():.1f}, worst {returns.min():.0f}"
-    verdict = f"{solved.sum()} of {len(solved)} solved (threshold {SOLVED_RETURN:g})"
-    print(f"{args.eval_episodes} greedy episodes: {statistics}; {verdict}")
+    print(f"{returns.size} greedy episodes: {statistics}; {solved.sum()} of {len(solved)} solved (threshold {SOLVED_RETURN:g})")
     names = "seed", "eval_return_mean", "eval_return_std", "eval_return_min", "eval_episodes", "solved"
     rows = [(args.seed + k, x.mean(), x.std(), x.min(), len(x), bool(solved[k])) for k, x in enumerate(returns.astype(float))]
     versions = {module.__name__: module.__version__ for module in (jax, optax, np, tyro)}
@@ -413,7 +402,7 @@ def summarize(args, returns, counts):
 
 
 def main(args):
-    """Run the script. Returns the exit status: 0, 1 if the loss diverged, 2 on bad input, 130 after Ctrl-C."""
+    """Run the script. Returns the exit status: 0, 2 on bad input, 130 after Ctrl-C."""
     try:
         check(args)
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count(), args.num_seeds))  # one for each core
@@ -425,13 +414,14 @@ def main(args):
         return 2
     try:
         if not args.load_model:
+            if args.learning_starts >= args.total_timesteps:
+                print("no update in so few steps: total_timesteps must be above learning_starts")
             params, episodes, counts = train(args)
             if args.output_dir:
                 keep(args, params, episodes)
         summary = summarize(args, evaluate(args, params), counts)
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"error: {error}")  # status 1
     except KeyboardInterrupt:
         return 130
     if args.output_dir:
