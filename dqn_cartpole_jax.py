@@ -20,9 +20,8 @@ weights, the target network, so that the target does not move with each update. 
 
 RESULT
 
-The defaults differ from the paper: a target sums n_step rewards before it adds Q (Sutton 1988), so that news of a fall spreads
-faster; 64 environments take a joint step between two updates; the target network moves a little after each update (tau); the
-step size falls to 0; Adam and the squared error replace RMSProp and the clipped error.
+Unlike in the paper, a target sums n_step rewards before it adds Q (Sutton 1988), 64 environments take a joint step between two
+updates, the target network moves a little each time (tau), and Adam takes steps that shrink to 0 on the squared error.
 
 Letters in shapes: N environments, B batch, A actions, O observation, n steps of an n-step target, K seeds.
 """
@@ -44,34 +43,34 @@ import optax
 import tyro
 
 
-# ------------------------------ Arguments
+# ---------- Arguments
 @dataclass(frozen=True)
 class Args:
     """DQN on CartPole-v1. Periods and schedules count environment steps of one agent, summed over its environments."""
 
-    seed: int = 1  # the same seed gives the same bits on the same machine
-    num_seeds: int = 1  # train this many agents at once, with seeds seed, seed + 1, ...
+    seed: int = 1  # same seed, same machine: the same bits
+    num_seeds: int = 1  # agents trained at once, with seeds seed, seed + 1, ...
     total_timesteps: int = 256_000  # environment steps of the run
-    num_envs: int = 64  # environments that step together; an update follows each joint step
+    num_envs: int = 64  # environments that step together; each joint step is followed by an update
     learning_starts: int = 6_400  # environment steps before the first update
     buffer_size: int = 96_000  # transitions in the replay buffer; a multiple of num_envs
-    batch_size: int = 64  # transitions drawn from the buffer for one update
+    batch_size: int = 64  # transitions in one update
     hidden_sizes: tuple[int, ...] = (128,)  # units in each hidden layer
     learning_rate: float = 1e-2  # Adam's step size at the start
     end_learning_rate: float = 0.0  # Adam's step size at the end; it falls linearly
     gamma: float = 0.98  # discount per step
-    n_step: int = 5  # rewards summed before the target adds Q; 1 is the paper's
-    tau: float = 0.05  # fraction of the online weights that one target update mixes in; 1 copies them
+    n_step: int = 5  # rewards in a target before it adds Q; 1 in the paper
+    tau: float = 0.05  # fraction of the online weights mixed into the target network; 1 copies them
     target_network_frequency: int = 64  # environment steps between target updates
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
     end_e: float = 0.15  # epsilon at the end; high, so that the buffer also shows how to recover
-    exploration_fraction: float = 0.5  # fraction of total_timesteps over which epsilon falls linearly
+    exploration_fraction: float = 0.5  # fraction of total_timesteps in which epsilon falls
     eval_episodes: int = 100  # greedy episodes at the end
-    output_dir: str | None = None  # a new folder, in which to keep the run
+    output_dir: str | None = None  # a new folder to keep the run in
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
-# ------------------------------ Environment
+# ---------- Environment
 # CartPole-v1 as gymnasium.make builds it: https://gymnasium.farama.org/environments/classic_control/cart_pole/
 # For your own environment change this section. The rest assumes that a step draws no random numbers, that a reset takes one
 # for each entry of the observation, and that no episode exceeds MAX_STEPS.
@@ -96,8 +95,8 @@ def reset(noise):
 def step(state, action):
     """One step of N carts: 20 ms of Euler integration (Barto, Sutton and Anderson 1983; Florian 2007). It does not reset.
 
-    Takes action (N,), 0 or 1. Returns the next EnvState, reward (N,), terminated (N,), out of bounds, where nothing follows, and
-    truncated (N,), out of time, where the value goes on.
+    Takes action (N,), 0 or 1. Returns the next EnvState, reward (N,), terminated (N,), out of bounds: nothing follows, and
+    truncated (N,), out of time: the value goes on.
     """
     _, x_dot, theta, theta_dot = state.obs.T
     force = jnp.where(action == 1, 10.0, -10.0)  # N; cart 1 kg, pole 0.1 kg with its center at 0.5 m
@@ -111,7 +110,7 @@ def step(state, action):
     return EnvState(obs, state.time + 1), reward, terminated, state.time + 1 >= MAX_STEPS
 
 
-# ------------------------------ Q-network
+# ---------- Q-network
 def init_params(rng, sizes):
     """The layers of a perceptron as a dict w0, b0, w1, ...: weights uniform after He et al. 2015 (eq. 10), biases 0."""
     params = {}
@@ -129,7 +128,7 @@ def q_values(params, obs):
     return x @ params[f"w{last}"] + params[f"b{last}"]
 
 
-# ------------------------------ Replay buffer
+# ---------- Replay buffer
 # A transition of n steps is complete n steps after it began. Until then it waits in a queue.
 
 
@@ -156,18 +155,18 @@ def extend(queue, obs, action, reward, next_obs, terminated, truncated, gamma):
 
 
 def add(buffer, place, transition):
-    """buffer[place : place + N] = transition, where place counts round and round the buffer; in place, once compiled."""
+    """buffer[place : place + N] = transition, where place counts round and round the buffer."""
     start = place % len(buffer.action)
     return jax.tree.map(lambda rows, new: jax.lax.dynamic_update_slice_in_dim(rows, new, start, 0), buffer, transition)
 
 
 def sample(buffer, added, noise):
-    """Draw B transitions uniformly, with replacement, from a buffer to which `added` were added; noise (B,) in [0, 1)."""
+    """Draw B transitions uniformly, with replacement, from a buffer that was given `added`; noise (B,) in [0, 1)."""
     rows = (noise * jnp.clip(added, 1, len(buffer.action))).astype(jnp.int32)
     return jax.tree.map(lambda field: field[rows], buffer)
 
 
-# ------------------------------ Learning
+# ---------- Learning
 def make_optimizer(args):
     """Adam, whose step size is 0 before learning_starts and then falls linearly. Its schedule counts updates."""
     first, last = args.learning_starts / args.num_envs, args.total_timesteps / args.num_envs
@@ -177,7 +176,7 @@ def make_optimizer(args):
 
 def update(args, params, target_params, opt_state, batch):
     """One gradient step on the mean squared error. Returns the new params, the new opt_state and the loss."""
-    # y = r + gamma max_a' Q(s', a'; w-)    with n steps: y = r_1 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)
+    # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)
     target = batch.reward + batch.discount * jnp.max(q_values(target_params, batch.next_obs), axis=1)
 
     def loss_fn(params):
@@ -189,7 +188,7 @@ def update(args, params, target_params, opt_state, batch):
     return optax.apply_updates(params, updates), opt_state, loss
 
 
-# ------------------------------ Training
+# ---------- Training
 class Agent(NamedTuple):  # all that changes while an agent trains
     params: dict
     target_params: dict
@@ -201,14 +200,14 @@ class Agent(NamedTuple):  # all that changes while an agent trains
 
 
 def init_agents(args, rngs):
-    """The agents before training: an Agent whose arrays have a first axis K. In NumPy, so that there is nothing to compile."""
+    """The agents before training: an Agent whose arrays have a first axis K. NumPy has nothing to compile."""
     params = [init_params(rng, (OBS_SIZE, *args.hidden_sizes, ACTIONS)) for rng in rngs]
     env_state = reset(np.stack([rng.random((args.num_envs, OBS_SIZE), np.float32) for rng in rngs]))
 
     def zeros(like, *axes):
         return jax.tree.map(lambda x: np.zeros((len(rngs), *axes, *x.shape), x.dtype), like)
 
-    opt_state = zeros(jax.eval_shape(make_optimizer(args).init, params[0]))  # right for Adam, which starts from zeros
+    opt_state = zeros(jax.eval_shape(make_optimizer(args).init, params[0]))  # Adam starts from zeros
     params = jax.tree.map(lambda *arrays: np.stack(arrays), *params)
     obs, number = np.zeros(OBS_SIZE, np.float32), np.float32(0)
     empty = Transition(obs, np.int32(0), number, number, obs, np.bool_(False))
@@ -217,10 +216,10 @@ def init_agents(args, rngs):
 
 
 def train_chunk(args, agent, first_step, noise):
-    """A joint step and an update for each row of noise (T, N * (2 + O) + B) in [0, 1), from environment step first_step on.
+    """A joint step and an update for each row of noise (T, N * (2 + O) + B), from environment step first_step on.
 
     Returns the Agent, its params, the returns (T, N) of ended episodes, nan elsewhere, and the losses (T,).
-    `jax.lax.scan(f, carry, xs)` is the loop `for x in xs: carry, y = f(carry, x)`, compiled; it stacks the ys.
+    `jax.lax.scan(f, carry, xs)` is `for x in xs: carry, y = f(carry, x)`, compiled, with the ys stacked.
     """
     n = args.num_envs
     epsilon = optax.linear_schedule(args.start_e, args.end_e, max(1, args.exploration_fraction * args.total_timesteps))
@@ -263,29 +262,29 @@ def train_chunk(args, agent, first_step, noise):
 def train(args):
     """Train num_seeds agents, printing a line a second. Returns params, episodes and a dict of counts.
 
-    params: arrays with a first axis K if num_seeds > 1. episodes: a row for each that ended, (env step, return, seed).
-    Ctrl-C (KeyboardInterrupt) ends the training early. Raises FloatingPointError when a loss is not finite.
+    params has a first axis K if num_seeds > 1; a row of episodes is (env step, return, seed). Ctrl-C ends the training early. A
+    loss that is not finite raises FloatingPointError.
     """
     started = time.perf_counter()
-    # A chunk of the run takes 1 MB of noise at most. If the steps do not divide equally, the run is a little shorter.
+    # A chunk takes 1 MB of noise at most. If the steps do not divide equally, the run is a little shorter.
     joint_steps, numbers = args.total_timesteps // args.num_envs, args.num_envs * (2 + OBS_SIZE) + args.batch_size
     chunks = math.ceil(joint_steps / max(1, 250_000 // numbers))
     devices = jax.devices()[: math.gcd(args.num_seeds, jax.device_count())]  # each takes equally many agents
     sharding = jax.NamedSharding(jax.sharding.Mesh(devices, "seed"), jax.P("seed"))
     rngs = [np.random.default_rng(args.seed + k) for k in range(args.num_seeds)]
 
-    def draw():  # in NumPy: JAX's generator took longer to compile than all these draws take
-        noise = np.stack([rng.random((joint_steps // chunks, numbers), np.float32) for rng in rngs])
-        return jax.device_put(noise, sharding)
-
     agent = init_agents(args, rngs)
     params, env_steps, episodes, interrupted = agent.params, 0, np.empty((0, 3)), False
-    agent = jax.device_put(agent, sharding)
-    # `jax.vmap` maps a function of one agent over the first axis, K. Donated: the new Agent is written over the old one.
+
+    def draw():  # in NumPy: JAX's generator takes longer to compile
+        return np.stack([rng.random((joint_steps // chunks, numbers), np.float32) for rng in rngs])
+
+    # `jax.vmap` maps a function of one agent over the axis K. Donated: the new Agent is written over the old one.
     run_chunk = jax.vmap(lambda *inputs: train_chunk(args, *inputs), (0, None, 0))
-    run_chunk = jax.jit(run_chunk, donate_argnums=0).lower(agent, np.int32(0), draw())
+    run_chunk = jax.jit(run_chunk, donate_argnums=0, in_shardings=(sharding, None, sharding), out_shardings=sharding)
     # Level 1 of 3 nearly halves XLA's compile time on the CPU, and the program is as fast.
-    run_chunk = run_chunk.compile({"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None)
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    run_chunk = run_chunk.lower(agent, np.int32(0), draw()).compile(options)
     compiled = printed = time.perf_counter()
     try:
         for chunk in range(chunks):
@@ -304,7 +303,7 @@ def train(args):
                 print(f"{progress}, {(args.total_timesteps - env_steps) / speed:.0f} s left", flush=True)
     except KeyboardInterrupt:
         interrupted = True
-    params = jax.device_get(params)  # not agent.params: an interrupted call has taken the donated Agent
+    params = jax.device_get(params)  # not agent.params: an interrupted call has taken the Agent
     if args.num_seeds == 1:
         params = jax.tree.map(lambda x: x[0], params)
     seconds = time.perf_counter() - compiled
@@ -312,9 +311,9 @@ def train(args):
     return params, episodes, counts | {"train_seconds": seconds, "steps_per_second": args.num_seeds * env_steps / seconds}
 
 
-# ------------------------------ Evaluation
+# ---------- Evaluation
 def evaluate(args, params):
-    """Returns (K, eval_episodes) of greedy episodes, from starts that no training uses; params are of one agent or of K."""
+    """Returns (K, eval_episodes) of greedy episodes, from starts that no training uses; params of one agent or of K."""
     if params["b0"].ndim == 1:
         params = jax.tree.map(lambda x: x[None], params)
 
@@ -332,7 +331,7 @@ def evaluate(args, params):
     return np.asarray(jax.jit(jax.vmap(play, (0, None)))(params, noise))
 
 
-# ------------------------------ Command line
+# ---------- Command line
 SCRIPT = "dqn_cartpole_jax.py"  # a kept model names it
 
 
@@ -359,7 +358,7 @@ def check(args):
 
 
 def load_model(path):
-    """The params that a run kept as model.npz. Raises ValueError if the file is damaged or from another script."""
+    """The params that a run kept as model.npz. Raises ValueError if it is damaged or from another script."""
     try:
         with np.load(path, allow_pickle=False) as file:
             params = dict(file)
@@ -368,7 +367,7 @@ def load_model(path):
         if script != SCRIPT or q_values(one, np.zeros((1, OBS_SIZE))).shape != (1, ACTIONS):
             raise ValueError(f"it is from {script} or of other shapes")
     except Exception as error:  # a damaged file raises one of half a dozen kinds
-        raise ValueError(f"load_model cannot use {path}: {error}") from None
+        raise ValueError(f"load_model: {path}: {error}") from None
     return params
 
 
@@ -383,13 +382,13 @@ def keep(args, params, episodes):
     axes = figure.add_subplot(xlabel="environment steps", ylabel="return, and mean of 100", title="DQN on CartPole-v1")
     steps, returns, _ = episodes.T
     axes.plot(steps, returns, ".", markersize=1, color="0.75")
-    if window := min(100, len(returns)):
-        axes.plot(steps[window - 1 :], np.convolve(returns, np.ones(window) / window, mode="valid"))
+    if len(returns) >= 100:
+        axes.plot(steps[99:], np.convolve(returns, np.ones(100) / 100, mode="valid"))
     figure.savefig(folder / "curve.png", dpi=150)
 
 
 def summarize(args, returns, counts):
-    """Print how the evaluation went and return what summary.json holds; returns (K, eval_episodes)."""
+    """Print how the evaluation went, returns (K, eval_episodes), and return what summary.json holds."""
     solved = returns.mean(axis=1) >= SOLVED_RETURN
     statistics = f"mean {returns.mean():.1f}, standard deviation {returns.std():.1f}, worst {returns.min():.0f}"
     print(f"{returns.size} greedy episodes: {statistics}; {solved.sum()} of {len(solved)} solved (threshold {SOLVED_RETURN:g})")

@@ -10,11 +10,11 @@
 What it teaches: the environment is ordinary Python, not JAX. So the agent acts and stores in NumPy, and several updates are one
 compiled call, which JAX runs in the background (asynchronous dispatch) while the agent takes the next steps.
 
-Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) trains a network Q(s, a; w), the online network, with
-weights w. It keeps an older copy w' of them, the target network, and a replay buffer of past steps (s, a, r, s'). Each update
-lowers the mean over a random batch of
+Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) trains a network Q(s, a; w) with weights w. It keeps a
+replay buffer of past steps (s, a, r, s'), because consecutive steps are too alike to learn from, and an older copy w- of the
+weights, the target network, so that the target does not move with each update. An update lowers the mean over a random batch of
 
-    (y - Q(s, a; w))^2        with the target  y = r + gamma * max_a' Q(s', a'; w'),   y = r where s' is terminal.
+    (y - Q(s, a; w))^2        with the target  y = r + gamma max_a' Q(s', a'; w-),   y = r where s' is terminal.
 
     python dqn_lunarlander.py --seed 1                       train one agent
     python dqn_lunarlander.py --env-id Acrobot-v1            another environment, with the same settings
@@ -24,15 +24,9 @@ lowers the mean over a random batch of
 
 RESULT
 
-What differs from the paper:
-    --n-step 3               a target sums three rewards before it bootstraps (Sutton 1988)
-    --double-dqn             the online network chooses the action that the target network values (van Hasselt et al. 2016)
-    --layer-norm             each hidden layer is normalized (Ba et al. 2016)
-    --tau 0.05               the target network moves a little after each call instead of being copied now and then
-    --average-rate 0.001     what is evaluated is a moving average of the weights
-    --end-learning-rate 0    the step size falls to 0
-    --reward-scale 0.03      rewards are scaled, so that values are near 1
-    (no flag)                Adam and the squared error, not RMSProp and the clipped error
+Unlike in the paper, a target sums n_step rewards before it adds Q (Sutton 1988), several updates follow one another, the target
+network moves a little after them (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled so that values are
+near 1, the weights to evaluate are a moving average, and Adam takes steps that shrink to 0 on the squared error.
 
 Letters in shapes: B batch, A actions, O observation, G updates in one call.
 """
@@ -54,54 +48,51 @@ import optax
 import tyro
 
 
-SCRIPT = "dqn_lunarlander.py"  # a kept model names it
-
-
-# ------------------------------ Arguments
+# ---------- Arguments
 @dataclass(frozen=True)
 class Args:
-    """DQN on a Gymnasium environment with discrete actions. Every period and every schedule counts environment steps."""
+    """DQN on a Gymnasium environment with discrete actions. Periods and schedules count environment steps."""
 
-    seed: int = 1  # the same seed gives the same bits on the same machine
+    seed: int = 1  # same seed, same machine: the same bits
     env_id: str = "LunarLander-v3"  # a Gymnasium environment with a flat Box observation and Discrete actions
     total_timesteps: int = 150_000  # environment steps of the run
     train_frequency: int = 16  # environment steps between two calls of the learner
     gradient_steps: int = 4  # updates in one call
     learning_starts: int = 2_000  # environment steps before the first update
     buffer_size: int = 50_000  # transitions in the replay buffer
-    batch_size: int = 64  # transitions drawn from the buffer for one update
-    hidden_sizes: tuple[int, ...] = (128, 128)  # units of each hidden layer
+    batch_size: int = 64  # transitions in one update
+    hidden_sizes: tuple[int, ...] = (128, 128)  # units in each hidden layer
     layer_norm: bool = True  # normalize each hidden layer before its ReLU
     learning_rate: float = 3e-3  # Adam's step size at the start
-    end_learning_rate: float = 0.0  # and at the end; it falls linearly
+    end_learning_rate: float = 0.0  # Adam's step size at the end; it falls linearly
     gamma: float = 0.99  # discount per step
-    n_step: int = 3  # rewards summed before the target bootstraps; 1 is the paper's
-    tau: float = 0.05  # share of the online weights that one target update mixes in; 1 copies them
+    n_step: int = 3  # rewards in a target before it adds Q; 1 in the paper
+    tau: float = 0.1  # fraction of the online weights mixed into the target network; 1 copies them
     target_network_frequency: int = 16  # environment steps between target updates, at most one for each call
-    double_dqn: bool = True  # let the online network choose the target's action
-    reward_scale: float = 0.03  # rewards are multiplied by this for learning; what is reported is the environment's own return
-    average_rate: float = 0.001  # share of the online weights that each update mixes into the averaged ones; 1: no averaging
-    start_e: float = 1.0  # epsilon, the share of random actions, at the start
+    double_dqn: bool = False  # let the online network choose the action that the target network values
+    reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
+    average_rate: float = 0.001  # fraction of the online weights mixed into the averaged ones at each update; 1: no averaging
+    start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
     end_e: float = 0.02  # epsilon at the end
-    exploration_fraction: float = 0.2  # share of total_timesteps over which epsilon falls linearly
+    exploration_fraction: float = 0.2  # fraction of total_timesteps in which epsilon falls
     eval_episodes: int = 100  # greedy episodes at the end
-    eval_frequency: int | None = None  # environment steps between snapshots, kept as model_STEP.npz and evaluated at the end
-    capture_video: bool = False  # film one greedy episode of each snapshot and of the final model, as GIFs in output_dir
-    output_dir: str | None = None  # a new folder, in which to keep the run
+    eval_frequency: int | None = None  # environment steps between snapshots, model_STEP.npz, evaluated at the end
+    capture_video: bool = False  # film an episode of each snapshot and of the final model as GIFs in output_dir
+    output_dir: str | None = None  # a new folder to keep the run in
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
-# ------------------------------ Environment
-def make_env(args):
-    """The Gymnasium environment env_id, tried out with a picture if capture_video is set. Raises ValueError if that fails."""
+# ---------- Environment
+def make_env(args, render_mode=None):
+    """The Gymnasium environment env_id. Raises ValueError if it cannot be made or, with a render_mode, gives no picture."""
     try:
-        env = gymnasium.make(args.env_id, render_mode="rgb_array" if args.capture_video else None)
-        if args.capture_video:
+        env = gymnasium.make(args.env_id, render_mode=render_mode)
+        if render_mode:
             env.reset()
             env.render()[::2, ::2]
     except Exception as error:  # a missing package raises what it likes
-        film = " and filmed (capture_video)" if args.capture_video else ""
-        raise ValueError(f"env_id {args.env_id} cannot be made{film}: {' '.join(str(error).split())}") from None
+        flag = f"capture_video, {args.env_id}" if render_mode else f"env_id {args.env_id}"
+        raise ValueError(f"{flag}: {' '.join(str(error).split())}") from None
     return env
 
 
@@ -114,11 +105,11 @@ def env_sizes(env):
     return obs_space.shape[0], int(action_space.n)
 
 
-# ------------------------------ Q-network
+# ---------- Q-network
 def init_params(rng, sizes, layer_norm):
     """The layers of a perceptron as a dict w0, b0, w1, ...: weights uniform after He et al. 2015 (eq. 10), biases 0.
 
-    The bias of a layer that is to be normalized is called n0, n1, ... instead, so that the arrays tell.
+    The bias of a layer to be normalized is called n0, n1, ...: a kept model tells by its names how to use it.
     """
     params, last = {}, len(sizes) - 2
     for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
@@ -146,20 +137,20 @@ def normalize(x):
     return x / ((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + 1e-5) ** 0.5
 
 
-# ------------------------------ Replay buffer
+# ---------- Replay buffer
 # One float32 row for each transition: drawing a batch is one indexing, and JAX is handed one array.
 
 
 class Transition(NamedTuple):
-    obs: jax.Array  # (B, O)
-    action: jax.Array  # (B,)
-    reward: jax.Array  # (B,) r_1 + gamma r_2 + ... + gamma^(n-1) r_n, or fewer where the episode ended
-    discount: jax.Array  # (B,) weight of the value of next_obs: gamma^(number of rewards), 0 where terminated
-    next_obs: jax.Array  # (B, O) the observation after the last reward, from before the reset
+    obs: jax.Array  # (..., O)
+    action: jax.Array  # (...,)
+    reward: jax.Array  # (...,) r_1 + gamma r_2 + ... + gamma^(n-1) r_n, fewer terms if the episode ended
+    discount: jax.Array  # (...,) weight of the value of next_obs: gamma^(number of rewards), 0 where terminated
+    next_obs: jax.Array  # (..., O) the observation after the last reward, from before the reset
 
 
 def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, gamma):
-    """Begin a transition at the end of the queue, a list, and add this step to all in it. Returns the rows of the complete ones."""
+    """Begin a transition in the queue, a list, and add this step to all of it. Takes out and returns the complete ones."""
     queue.append([obs, action, 0.0, 1.0])
     for transition in queue:
         transition[2] += transition[3] * reward
@@ -189,7 +180,7 @@ def unpack(rows):
     return Transition(rows[:, :size], action.astype(int), reward, discount, rows[:, size + 3 :])
 
 
-# ------------------------------ Learning
+# ---------- Learning
 class Learner(NamedTuple):  # all that an update changes
     params: dict
     target_params: dict
@@ -200,46 +191,48 @@ class Learner(NamedTuple):  # all that an update changes
 def make_optimizer(args):
     """Adam, whose step size falls linearly. Its schedule counts updates."""
     updates = (args.total_timesteps - args.learning_starts) // args.train_frequency * args.gradient_steps
-    return optax.adam(optax.linear_schedule(args.learning_rate, args.end_learning_rate, max(updates, 1)))
+    return optax.adam(optax.linear_schedule(args.learning_rate, args.end_learning_rate, max(1, updates)))
 
 
-def update(args, learner, batch):
-    """One gradient step on the mean squared error. Returns the new Learner and the loss."""
-    # y = r + gamma max_a' Q(s', a'; w')    with n steps: y = r_1 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w')
-    # Double DQN (van Hasselt et al. 2016) takes Q(s_n, a*; w') with a* = argmax_a' Q(s_n, a'; w) for that maximum.
-    next_q = q_values(learner.target_params, batch.next_obs)
-    best = jnp.argmax(q_values(learner.params, batch.next_obs) if args.double_dqn else next_q, axis=1)
+def update(args, params, target_params, opt_state, batch):
+    """One gradient step on the mean squared error. Returns the new params, the new opt_state and the loss."""
+    # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)
+    # Double DQN (van Hasselt et al. 2016) takes Q(s_n, a*; w-) with a* = argmax_a' Q(s_n, a'; w) for the maximum.
+    next_q = q_values(target_params, batch.next_obs)
+    best = jnp.argmax(q_values(params, batch.next_obs) if args.double_dqn else next_q, axis=1)
     target = batch.reward + batch.discount * jnp.take_along_axis(next_q, best[:, None], axis=1)[:, 0]
 
     def loss_fn(params):
         q = jnp.take_along_axis(q_values(params, batch.obs), batch.action[:, None], axis=1)[:, 0]  # Q(s, a; w)
         return jnp.mean((target - q) ** 2)
 
-    loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
-    params = optax.apply_updates(learner.params, updates)
-    average_params = optax.incremental_update(params, learner.average_params, args.average_rate)
-    return Learner(params, learner.target_params, average_params, opt_state), loss
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    updates, opt_state = make_optimizer(args).update(grads, opt_state)
+    return optax.apply_updates(params, updates), opt_state, loss
 
 
-def learn(args, learner, rows, share):
-    """An update for each of the G batches of rows (G, B, 2 O + 3), then a target update. Returns the Learner and the last loss.
+def learn(args, learner, rows, tau):
+    """An update for each of the G batches in rows (G, B, 2 O + 3), then a target update. Returns the Learner and the last loss.
 
-    `jax.lax.scan(f, carry, xs)` is the loop `for x in xs: carry, y = f(carry, x)`, compiled; it stacks the ys.
+    `jax.lax.scan(f, carry, xs)` is `for x in xs: carry, y = f(carry, x)`, compiled, with the ys stacked.
     """
-    learner, losses = jax.lax.scan(lambda learner, batch: update(args, learner, unpack(batch)), learner, rows)
-    # w' <- w' + tau (w - w')
-    target_params = optax.incremental_update(learner.params, learner.target_params, share)
-    return learner._replace(target_params=target_params), losses[-1]
+
+    def one_update(learner, rows):
+        params, opt_state, loss = update(args, learner.params, learner.target_params, learner.opt_state, unpack(rows))
+        average_params = optax.incremental_update(params, learner.average_params, args.average_rate)
+        return Learner(params, learner.target_params, average_params, opt_state), loss
+
+    learner, losses = jax.lax.scan(one_update, learner, rows)
+    # w- <- w- + tau (w - w-)
+    return learner._replace(target_params=optax.incremental_update(learner.params, learner.target_params, tau)), losses[-1]
 
 
-# ------------------------------ Training
+# ---------- Training
 def train(args, env):
     """Train one agent on a Gymnasium environment, printing a line a second. Returns params, episodes and a dict of counts.
 
-    params: the averaged weights. episodes: a row for each that ended, (env step, return, length).
-    Ctrl-C (KeyboardInterrupt) ends the training early. Raises FloatingPointError when a loss is not finite, ValueError if
-    the environment is unsuitable.
+    params are the averaged weights; a row of episodes is (env step, return, length). Ctrl-C ends the training early. A loss that
+    is not finite raises FloatingPointError, an unsuitable environment ValueError.
     """
     started = time.perf_counter()
     rng, (obs_size, actions) = np.random.default_rng(args.seed), env_sizes(env)
@@ -255,9 +248,8 @@ def train(args, env):
     try:
         for env_steps in range(1, args.total_timesteps + 1):
             # Act: epsilon-greedy.
-            epsilon = args.start_e + (args.end_e - args.start_e) * min(
-                1, env_steps / args.total_timesteps / args.exploration_fraction
-            )
+            fallen = min(1, env_steps / max(1, args.exploration_fraction * args.total_timesteps))
+            epsilon = args.start_e + fallen * (args.end_e - args.start_e)
             action = int(rng.integers(actions) if rng.random() < epsilon else q_values(params, obs).argmax())
 
             # Step.
@@ -265,9 +257,8 @@ def train(args, env):
             episode_return, episode_length = episode_return + reward, episode_length + 1
 
             # Store.
-            for row in extend(
-                queue, obs, action, args.reward_scale * reward, next_obs, terminated, truncated, args.n_step, args.gamma
-            ):
+            this_step = obs, action, args.reward_scale * reward, next_obs, terminated, truncated
+            for row in extend(queue, *this_step, args.n_step, args.gamma):
                 add(buffer, added, row)
                 added += 1
             obs = next_obs
@@ -289,9 +280,9 @@ def train(args, env):
                 now = time.perf_counter()
                 if now - printed > 1 or env_steps == args.total_timesteps:
                     printed, speed = now, env_steps / (now - compiled)
-                    recent, left = np.mean([row[1] for row in episodes[-100:]] or 0), (args.total_timesteps - env_steps) / speed
-                    progress = f"{env_steps:,} steps, recent return {recent:.1f}, loss {loss:.3g}"
-                    print(f"{progress}, {speed:,.0f} steps/s, {left:.0f} s left", flush=True)
+                    recent = np.mean([row[1] for row in episodes[-100:]] or math.nan)
+                    progress = f"{env_steps:,} steps, recent return {recent:.1f}, loss {loss:.3g}, {speed:,.0f} steps/s"
+                    print(f"{progress}, {(args.total_timesteps - env_steps) / speed:.0f} s left", flush=True)
     except KeyboardInterrupt:
         interrupted = True
     params = jax.device_get(learner.average_params)
@@ -301,14 +292,14 @@ def train(args, env):
     return params, np.array(episodes).reshape(-1, 3), counts
 
 
-# ------------------------------ Evaluation
+# ---------- Evaluation
 def evaluate(args, params, env):
-    """The environment's own returns (1, eval_episodes) of greedy episodes, with seeds that training does not use."""
+    """Returns (1, eval_episodes) of greedy episodes, with seeds that no training uses."""
     return np.array([[play(params, env, 2**30 + k)[0] for k in range(args.eval_episodes)]])
 
 
 def play(params, env, seed, every=0):
-    """One greedy episode. Returns its return and, if every > 0, a picture for each `every` steps and for the end, half the size."""
+    """One greedy episode. Gives its return and, if every > 0, half-size pictures: one each `every` steps and the last."""
     obs, total, frames, t, ended = env.reset(seed=seed)[0], 0.0, [], 0, False
     while not ended:
         if every and t % every == 0:
@@ -318,8 +309,8 @@ def play(params, env, seed, every=0):
     return total, [*frames, env.render()[::2, ::2].copy()] if every else frames
 
 
-# ------------------------------ Command line
-# Not the lesson: checks, saving, drawing.
+# ---------- Command line
+SCRIPT = "dqn_lunarlander.py"  # a kept model names it
 
 
 def check(args):
@@ -332,7 +323,6 @@ def check(args):
             raise ValueError(f"{field.name} must be between 0 and 1")
     rules = [
         (min(args.hidden_sizes, default=1) > 0, "hidden_sizes must all be at least 1"),
-        (args.exploration_fraction > 0, "exploration_fraction must be above 0"),
         (args.learning_starts >= args.n_step, "learning_starts must be at least n_step"),
         (
             args.output_dir or not (args.eval_frequency or args.capture_video),
@@ -347,17 +337,16 @@ def check(args):
 
 
 def load_model(path, env=None):
-    """The params that a run kept as model.npz. Raises ValueError if the file is damaged, another script's, or unfit for env."""
+    """The params that a run kept as model.npz. Raises ValueError if it is damaged, from another script or unfit for env."""
     try:
         with np.load(path, allow_pickle=False) as file:
             params = dict(file)
-        if (script := params.pop("script")) != SCRIPT:
-            raise ValueError(f"it was made by {script}")
-        obs_size, actions = env_sizes(env) if env else (len(params["w0"]), None)
-        if q_values(params, np.zeros(obs_size)).shape != (actions,) and env:
-            raise ValueError("it was made for another environment")
+        script = params.pop("script")
+        sizes = len(params["w0"]), len(q_values(params, np.zeros(len(params["w0"]))))
+        if script != SCRIPT or env and sizes != env_sizes(env):
+            raise ValueError(f"it is from {script} or of other shapes")
     except Exception as error:  # a damaged file raises one of half a dozen kinds
-        raise ValueError(f"load_model cannot use {path}: {error}") from None
+        raise ValueError(f"load_model: {path}: {error}") from None
     return params
 
 
@@ -368,12 +357,12 @@ def keep(args, params, episodes):
     folder, header = Path(args.output_dir), "env_step,episode_return,episode_length"
     np.savez(folder / "model.npz", script=SCRIPT, **params)
     np.savetxt(folder / "returns.csv", episodes, ("%d", "%g", "%d"), ",", header=header, comments="")
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(layout="constrained")
     axes = figure.add_subplot(xlabel="environment steps", ylabel="return, and mean of 100", title=f"DQN on {args.env_id}")
     steps, returns, _ = episodes.T
     axes.plot(steps, returns, ".", markersize=1, color="0.75")
-    if window := min(100, len(returns)):
-        axes.plot(steps[window - 1 :], np.convolve(returns, np.ones(window) / window, mode="valid"))
+    if len(returns) >= 100:
+        axes.plot(steps[99:], np.convolve(returns, np.ones(100) / 100, mode="valid"))
     figure.savefig(folder / "curve.png", dpi=150)
 
 
@@ -389,24 +378,24 @@ def film(params, env, path):
 
 
 def summarize(args, returns, counts, threshold):
-    """Print how the evaluation went and return what summary.json holds; returns (K, eval_episodes), threshold may be None."""
-    solved = [None if threshold is None else bool(mean >= threshold) for mean in returns.mean(axis=1)]
+    """Print how the evaluation went, returns (1, eval_episodes), and return what summary.json holds. threshold may be None."""
+    solved = None if threshold is None else bool(returns.mean() >= threshold)
     statistics = f"mean {returns.mean():.1f}, standard deviation {returns.std():.1f}, worst {returns.min():.0f}"
-    verdict = "no threshold" if threshold is None else f"{sum(solved)} of {len(solved)} solved (threshold {threshold:g})"
-    print(f"{args.eval_episodes} greedy episodes: {statistics}; {verdict}")
+    verdict = "no threshold" if threshold is None else f"{'' if solved else 'not '}solved (threshold {threshold:g})"
+    print(f"{returns.size} greedy episodes: {statistics}; {verdict}")
     names = "seed", "eval_return_mean", "eval_return_std", "eval_return_min", "eval_episodes", "solved"
-    rows = [(args.seed + k, x.mean(), x.std(), x.min(), len(x), solved[k]) for k, x in enumerate(returns.astype(float))]
+    row = args.seed, returns.mean(), returns.std(), returns.min(), returns.size, solved
     versions = {module.__name__: module.__version__ for module in (jax, optax, gymnasium, np, tyro)}
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     summary = {"script": SCRIPT, "args": asdict(args), "versions": versions, "device": device, **counts}
-    return summary | {"seeds": [dict(zip(names, row, strict=True)) for row in rows]}
+    return summary | {"seeds": [dict(zip(names, row, strict=True))]}
 
 
 def main(args):
-    """Run the script. Returns the exit status: 0, 1 if the loss diverged, 2 on bad input, 130 after Ctrl-C."""
+    """Run the script. Returns the exit status: 0, 2 on bad input, 130 after Ctrl-C."""
     try:
         check(args)
-        env = make_env(args)
+        env, camera = make_env(args), make_env(args, "rgb_array") if args.capture_video else None
         env_sizes(env)
         params, counts = load_model(args.load_model, env) if args.load_model else None, {}
         if args.output_dir:
@@ -416,21 +405,21 @@ def main(args):
         return 2
     try:
         if not args.load_model:
+            if args.learning_starts >= args.total_timesteps:
+                print("no update in so few steps: total_timesteps must be above learning_starts")
             params, episodes, counts = train(args, env)
             if args.output_dir:
                 keep(args, params, episodes)
-            for path in sorted(Path(args.output_dir).glob("model_*.npz"), key=lambda path: int(path.stem[6:])):
-                snapshot = load_model(path)
-                returns = evaluate(replace(args, eval_episodes=5), snapshot, env)
-                print(f"{path}: mean return of 5 greedy episodes {returns.mean():.1f}")
-                if args.capture_video:
-                    film(snapshot, env, path.with_suffix(".gif"))
-        summary = summarize(args, evaluate(args, params, env), counts, getattr(env.spec, "reward_threshold", None))
-        if args.capture_video:
-            film(params, env, Path(args.output_dir, "model.gif"))
+        for path in sorted(Path(args.output_dir).glob("model_*.npz"), key=lambda path: int(path.stem[6:])):
+            returns = evaluate(replace(args, eval_episodes=5), load_model(path), env)
+            print(f"{path}: mean of 5 greedy episodes {returns.mean():.1f}")
+            if camera:
+                film(load_model(path), camera, path.with_suffix(".gif"))
+        summary = summarize(args, evaluate(args, params, env), counts, env.spec and env.spec.reward_threshold)
+        if camera:
+            film(params, camera, Path(args.output_dir, "model.gif"))
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"error: {error}")  # status 1
     except KeyboardInterrupt:
         return 130
     if args.output_dir:
