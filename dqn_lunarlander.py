@@ -26,7 +26,7 @@ RESULT
 
 Unlike in the paper, a target sums n_step rewards before it adds Q (Sutton 1988), several updates follow one another, the target
 network moves a little after them (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled so that values are
-near 1, the weights to evaluate are a moving average, and Adam takes steps that shrink to 0 on the squared error.
+near 1, and Adam takes steps that shrink to 0 on the squared error.
 
 Letters in shapes: B batch, A actions, O observation, G updates in one call.
 """
@@ -71,7 +71,6 @@ class Args:
     target_network_frequency: int = 16  # environment steps between target updates, at most one for each call
     double_dqn: bool = False  # let the online network choose the action that the target network values
     reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
-    average_rate: float = 0.001  # fraction of the online weights mixed into the averaged ones at each update; 1: no averaging
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
     end_e: float = 0.02  # epsilon at the end
     exploration_fraction: float = 0.2  # fraction of total_timesteps in which epsilon falls
@@ -184,7 +183,6 @@ def unpack(rows):
 class Learner(NamedTuple):  # all that an update changes
     params: dict
     target_params: dict
-    average_params: dict  # a moving average of params, for the evaluation
     opt_state: tuple
 
 
@@ -219,8 +217,7 @@ def learn(args, learner, rows, tau):
 
     def one_update(learner, rows):
         params, opt_state, loss = update(args, learner.params, learner.target_params, learner.opt_state, unpack(rows))
-        average_params = optax.incremental_update(params, learner.average_params, args.average_rate)
-        return Learner(params, learner.target_params, average_params, opt_state), loss
+        return Learner(params, learner.target_params, opt_state), loss
 
     learner, losses = jax.lax.scan(one_update, learner, rows)
     # w- <- w- + tau (w - w-)
@@ -231,13 +228,13 @@ def learn(args, learner, rows, tau):
 def train(args, env):
     """Train one agent on a Gymnasium environment, printing a line a second. Returns params, episodes and a dict of counts.
 
-    params are the averaged weights; a row of episodes is (env step, return, length). Ctrl-C ends the training early. A loss that
-    is not finite raises FloatingPointError, an unsuitable environment ValueError.
+    A row of episodes is (env step, return, length). Ctrl-C ends the training early. Raises FloatingPointError if the loss is not
+    finite, ValueError if the environment is unsuitable.
     """
     started = time.perf_counter()
     rng, (obs_size, actions) = np.random.default_rng(args.seed), env_sizes(env)
     params = init_params(rng, (obs_size, *args.hidden_sizes, actions), args.layer_norm)
-    learner = Learner(params, params, params, make_optimizer(args).init(params))
+    learner = Learner(params, params, make_optimizer(args).init(params))
     buffer, added, queue = np.zeros((args.buffer_size, 2 * obs_size + 3), np.float32), 0, []
     batches = args.gradient_steps, args.batch_size
     run_learn = jax.jit(lambda *inputs: learn(args, *inputs)).lower(learner, sample(buffer, 1, rng, batches), 0.0).compile()
@@ -273,7 +270,7 @@ def train(args, env):
                 due = env_steps % args.target_network_frequency < args.train_frequency  # a multiple lies in the steps since
                 learner, loss = run_learn(learner, sample(buffer, added, rng, batches), args.tau if due else 0.0)
             if args.eval_frequency and env_steps % args.eval_frequency == 0:
-                np.savez(Path(args.output_dir, f"model_{env_steps}.npz"), script=SCRIPT, **learner.average_params)
+                np.savez(Path(args.output_dir, f"model_{env_steps}.npz"), script=SCRIPT, **learner.params)
             if env_steps % 1000 == 0 or env_steps == args.total_timesteps:
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the loss is not finite after {env_steps:,} steps; try a smaller learning_rate")
@@ -285,7 +282,7 @@ def train(args, env):
                     print(f"{progress}, {(args.total_timesteps - env_steps) / speed:.0f} s left", flush=True)
     except KeyboardInterrupt:
         interrupted = True
-    params = jax.device_get(learner.average_params)
+    params = jax.device_get(learner.params)
     seconds = time.perf_counter() - compiled
     counts = {"env_steps": env_steps, "interrupted": interrupted, "compile_seconds": compiled - started}
     counts |= {"train_seconds": seconds, "steps_per_second": env_steps / seconds}
@@ -410,11 +407,12 @@ def main(args):
             params, episodes, counts = train(args, env)
             if args.output_dir:
                 keep(args, params, episodes)
-        for path in sorted(Path(args.output_dir).glob("model_*.npz"), key=lambda path: int(path.stem[6:])):
-            returns = evaluate(replace(args, eval_episodes=5), load_model(path), env)
-            print(f"{path}: mean of 5 greedy episodes {returns.mean():.1f}")
-            if camera:
-                film(load_model(path), camera, path.with_suffix(".gif"))
+        if args.eval_frequency:
+            for path in sorted(Path(args.output_dir).glob("model_*.npz"), key=lambda path: int(path.stem[6:])):
+                returns = evaluate(replace(args, eval_episodes=5), load_model(path), env)
+                print(f"{path}: mean of 5 greedy episodes {returns.mean():.1f}")
+                if camera:
+                    film(load_model(path), camera, path.with_suffix(".gif"))
         summary = summarize(args, evaluate(args, params, env), counts, env.spec and env.spec.reward_threshold)
         if camera:
             film(params, camera, Path(args.output_dir, "model.gif"))

@@ -5,60 +5,41 @@
 #     "matplotlib>=3.11", "imageio>=2.38",
 # ]
 # ///
-"""DQN on InvertedPendulum-v5, or on any Gymnasium environment with a flat Box observation and one bounded, continuous action.
+"""DQN on InvertedPendulum-v5, or any Gymnasium environment with a flat Box observation and one bounded, continuous action.
 
-What it teaches: the maximum over actions that Q-learning needs is easy over a list and hard over an interval. So the class
-Environment lays a grid over the interval; its points are called torques here, though InvertedPendulum's action is a force on
-its cart. The network can then see its action in two ways, --q-input: the state goes in and one value per torque comes out, as
-usual; or the state and one torque go in and their value comes out, and all torques are scored together.
+What it teaches: the maximum over actions is easy over a list and hard over an interval. So a grid is laid over the interval; its
+points are called torques here. The network sees an action in one of two ways (--q-input): the state goes in and a value for each
+torque comes out; or the state and a torque go in and one value comes out. The second way allows thousands of torques, because
+while learning the maximum over a few, drawn at random, will do (Fourati et al. 2024, https://arxiv.org/abs/2405.10310).
 
-As the environment is not JAX, the replay buffer lives in NumPy, the agent acts with NumPy, and many updates are one compiled
-call that JAX runs in the background: while it learns, the agent already takes the next steps, with the weights from before.
+Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) trains a network Q(s, a; w) with weights w. It keeps a
+replay buffer of past steps (s, a, r, s'), because consecutive steps are too alike to learn from, and an older copy w- of the
+weights, the target network, so that the target does not move with each update. An update lowers the mean over a random batch of
 
-Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) keeps a network Q(s, a; w), the online network, an
-older copy w' of its weights, the target network (here it follows slowly), and a replay buffer of past steps (s, a, r, s').
-It lowers the mean over a random batch of
+    (y - Q(s, a; w))^2        with the target  y = r + gamma max_a' Q(s', a'; w-),   y = r where s' is terminal.
 
-    (y - Q(s, a; w))^2        with the target  y = r + gamma * max_a' Q(s', a'; w'),   y = r where s' is terminal.
+    python dqn_pendulum_discretized.py --seed 1                       train one agent
+    python dqn_pendulum_discretized.py --env-id Pendulum-v1           swing it up, with the same settings
+    python dqn_pendulum_discretized.py --q-input state-action --num-bins 1000       a thousand torques
+    python dqn_pendulum_discretized.py --output-dir runs/1            keep the model, the returns, their curve and a summary
+    python dqn_pendulum_discretized.py --load-model runs/1/model.npz  evaluate a kept model
 
-    python dqn_pendulum_discretized.py --seed 1                         one agent
-    python dqn_pendulum_discretized.py --env-id Pendulum-v1             swing it up, with the same settings
-    python dqn_pendulum_discretized.py --q-input state-action --num-bins 1000        a thousand torques, as input
-    python dqn_pendulum_discretized.py --output-dir runs/1 --eval-frequency 10000 --capture-video       watch it learn, as GIFs
-    python dqn_pendulum_discretized.py --load-model runs/1/model.npz --total-timesteps 0               evaluate a kept model
+RESULT
 
-Measured by tests/benchmark.py on two cores of an AMD EPYC (Zen 5), jax 0.10.2, 100 greedy episodes of the last, averaged
-weights, seeds from 3000 on, on which nothing was tuned: InvertedPendulum-v5 solved (950) by 10 of 10 agents, worst 1000.0,
-in 1.84 s of training; Pendulum-v1 mean -149.0 ± 4.0, worst -156.4, in 1.39 s. (No policy gets beyond about -137 there with
-a grid of 11 torques, by dynamic programming; the published best is -151.) With 1000 torques as an input InvertedPendulum-v5
-is solved by 3 of 3, worst 1000.0, and training takes 189.01 s: every target and every greedy step scores all torques one by
-one. The default runs at 41 % of the bare environment's speed, without layer normalisation at 55 %.
+Unlike in the paper, a target sums n_step rewards before it adds Q (Sutton 1988), several updates follow one another, the target
+network moves a little after them (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled so that values are
+near 1, and Adam takes steps that shrink to 0 on the squared error.
 
-What some of the defaults are worth: how many agents solve InvertedPendulum-v5 with the flag, of the tuning seeds it was tried
-on while the defaults were being chosen (the defaults themselves: 40 of 40):
-
-    --no-layer-norm               4 of 6
-    --buffer-size 40000          36 of 40   a small buffer soon forgets the falls of the beginning
-    --exploration-fraction 0.5    2 of 6
-    --num-bins 11                           Pendulum-v1 -152 instead of -151: more torques are not better
-
-Letters in shapes: B batch, A actions, O observation, H units of the first layer, n steps of an n-step target, G updates in
-one call.
+Letters in shapes: B batch, A actions, O observation, H units of the first layer, G updates in one call.
 """
 
-import csv
-import gc
 import importlib.util
-import io
 import json
 import math
-import os
-import platform
-import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import gymnasium
@@ -68,754 +49,395 @@ import numpy as np
 import optax
 import tyro
 
-# ------------------------------------------------------------------------------------------------------------ Arguments
 
-
+# ---------- Arguments
 @dataclass(frozen=True)
 class Args:
-    """DQN on a Gymnasium environment with one continuous action. Every period and every schedule counts environment steps."""
+    """DQN on a Gymnasium environment with one continuous action. Periods and schedules count environment steps."""
 
-    seed: int = 1
-    """seed of weights, resets, actions and batches: the same seed gives the same bits on the same machine"""
-    env_id: str = "InvertedPendulum-v5"
-    """a Gymnasium environment with a flat Box observation and a bounded Box action of one number"""
-    num_bins: int = 5
-    """torques laid evenly over the action's range, both ends included"""
-    q_input: Literal["state", "state-action"] = "state"
-    """what the network sees: the state, giving one value per torque, or the state and one torque, giving the value of both"""
-    total_timesteps: int = 40_000
-    """environment steps of the whole run"""
-    train_frequency: int = 32
-    """environment steps between two calls of the learner"""
-    gradient_steps: int = 8
-    """updates in each call"""
-    learning_starts: int = 1_000
-    """environment steps before the first update"""
-    buffer_size: int = 15_000
-    """steps that the replay buffer holds"""
-    batch_size: int = 64
-    """steps drawn from the buffer for one update"""
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    """units of each hidden layer"""
-    layer_norm: bool = True
-    """normalise each hidden layer before its ReLU (Ba et al. 2016)"""
-    learning_rate: float = 3e-3
-    """Adam's step size"""
-    anneal_lr: bool = True
-    """let the step size fall linearly to 0 at the end of the run"""
-    gamma: float = 0.99
-    """discount per step"""
-    n_step: int = 3
-    """discounted rewards summed before the target adds Q of the state reached; 1 is the paper's"""
-    tau: float = 0.1
-    """share of the online weights that one target update mixes in; 1 copies them"""
-    target_network_frequency: int = 32
-    """environment steps between target updates, which come after a call of the learner, so at most one with each"""
-    double_dqn: bool = True
-    """let the online network choose the target's action and the target network value it"""
-    reward_scale: float = 0.03
-    """rewards are multiplied by this for learning, to bring Q near 1; what is reported is the environment's own return"""
-    average_rate: float = 0.001
-    """share of the online weights that each update mixes into the averaged ones, used for evaluation only; 1: no averaging"""
-    start_e: float = 1.0
-    """epsilon, the share of random actions, at the start"""
-    end_e: float = 0.02
-    """epsilon at the end"""
-    exploration_fraction: float = 0.2
-    """share of total_timesteps over which epsilon falls linearly from start_e to end_e"""
-    early_stop: bool = False
-    """stop once the mean return of the last 100 training episodes reaches the environment's threshold"""
-    eval_frequency: int = 0
-    """environment steps between snapshots, model_STEP.npz in output_dir, each evaluated over snapshot_episodes; 0: none"""
-    snapshot_episodes: int = 5
-    """greedy episodes at a snapshot"""
-    capture_video: bool = False
-    """render one greedy episode per snapshot and one at the end to GIFs in output_dir"""
-    eval_episodes: int = 100
-    """greedy episodes at the end"""
-    output_dir: str | None = None
-    """keep the run here: model.npz, returns.csv, curve.png, summary.json"""
-    load_model: str | None = None
-    """start from the weights of this model.npz; with --total-timesteps 0 evaluate them"""
+    seed: int = 1  # same seed, same machine: the same bits
+    env_id: str = "InvertedPendulum-v5"  # a Gymnasium environment with a flat Box observation and one bounded action
+    num_bins: int = 5  # torques, evenly spaced over the action's range, both ends included
+    q_input: Literal["state", "state-action"] = "state"  # what goes into the network
+    max_samples: int = 32  # state-action: torques drawn at random for a maximum in training; the evaluation tries all
+    total_timesteps: int = 40_000  # environment steps of the run
+    train_frequency: int = 32  # environment steps between two calls of the learner
+    gradient_steps: int = 8  # updates in one call
+    learning_starts: int = 1_000  # environment steps before the first update
+    buffer_size: int = 15_000  # transitions in the replay buffer
+    batch_size: int = 64  # transitions in one update
+    hidden_sizes: tuple[int, ...] = (64, 64)  # units in each hidden layer
+    learning_rate: float = 3e-3  # Adam's step size at the start
+    end_learning_rate: float = 0.0  # Adam's step size at the end; it falls linearly
+    gamma: float = 0.99  # discount per step
+    n_step: int = 3  # rewards in a target before it adds Q; 1 in the paper
+    tau: float = 0.1  # fraction of the online weights mixed into the target network after each call
+    reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
+    start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
+    end_e: float = 0.02  # epsilon at the end
+    exploration_fraction: float = 0.2  # fraction of total_timesteps in which epsilon falls
+    eval_episodes: int = 100  # greedy episodes at the end
+    capture_video: bool = False  # film one more episode as a GIF in output_dir
+    output_dir: str | None = None  # a new folder to keep the run in
+    load_model: str | None = None  # evaluate this model.npz instead of training
 
 
-# ---------------------------------------------------------------------------------------------------------- Environment
-
-
-class Environment:
-    """A Gymnasium environment whose one continuous action is chosen from a grid of torques, with the return and the length
-    of the running episode. Raises ValueError if it is unsuitable."""
-
-    def __init__(self, args, **options):
-        self.env = make_env(args.env_id, **options)
-        obs_space, action_space = self.env.observation_space, self.env.action_space
-        if not (isinstance(obs_space, gymnasium.spaces.Box) and len(obs_space.shape) == 1):
-            raise ValueError(f"env_id must have a flat Box observation, but {args.env_id} has {obs_space}")
-        if not (isinstance(action_space, gymnasium.spaces.Box) and action_space.shape == (1,) and action_space.is_bounded()):
-            raise ValueError(f"env_id must have a bounded Box action of one number, but {args.env_id} has {action_space}")
-        self.obs_size, self.actions = obs_space.shape[0], args.num_bins
-        self.torques = np.linspace(action_space.low, action_space.high, args.num_bins, dtype=action_space.dtype)  # (A, 1)
-        # Pendulum-v1 has none: -150 is just beyond the best published agents, TQC -151 and TD3 -152 (RL Baselines3 Zoo).
-        self.solved_return = -150.0 if args.env_id == "Pendulum-v1" else self.env.spec.reward_threshold
-
-    def reset(self, seed=None):
-        """The first observation (O,) of a new episode."""
-        self.episode_return, self.episode_length = 0.0, 0
-        return self.env.reset(seed=seed)[0].astype(np.float32)
-
-    def step(self, action):
-        """Apply torque number 0 .. A - 1. Returns next_obs (O,), reward, terminated and truncated; it does not reset."""
-        obs, reward, terminated, truncated, _ = self.env.step(self.torques[action])
-        self.episode_return += float(reward)
-        self.episode_length += 1
-        return obs.astype(np.float32), reward, terminated, truncated
-
-
-def make_env(env_id, **options):
-    """gymnasium.make, with a ValueError of one line where it fails."""
+# ---------- Environment
+def make_env(args, render_mode=None):
+    """The Gymnasium environment env_id. Raises ValueError if it cannot be made or, with a render_mode, gives no picture."""
     try:
-        return gymnasium.make(env_id, **options)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise ValueError(f"{env_id} needs a package: {' '.join(str(error).split())}") from None
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise ValueError(f"env_id must name a Gymnasium environment: {' '.join(str(error).split())}") from None
+        env = gymnasium.make(args.env_id, render_mode=render_mode)
+        if render_mode:
+            env.reset()
+            env.render()[::2, ::2]
+    except Exception as error:  # a missing package raises what it likes
+        flag = f"capture_video, {args.env_id}" if render_mode else f"env_id {args.env_id}"
+        raise ValueError(f"{flag}: {' '.join(str(error).split())}") from None
+    return env
 
 
-# ------------------------------------------------------------------------------------------------------------ Q-network
+def make_torques(args, env):
+    """The torques (A,) from the lowest to the highest. Raises ValueError if the environment's spaces are of other kinds."""
+    obs_space, action_space = env.observation_space, env.action_space
+    flat = isinstance(obs_space, gymnasium.spaces.Box) and len(obs_space.shape) == 1
+    if not (
+        flat and isinstance(action_space, gymnasium.spaces.Box) and action_space.shape == (1,) and action_space.is_bounded()
+    ):
+        raise ValueError(
+            f"env_id must have a flat Box observation and a bounded Box action (1,), not {obs_space}, {action_space}"
+        )
+    return np.linspace(action_space.low[0], action_space.high[0], args.num_bins, dtype=np.float32)
 
 
-def init_params(key, sizes):
-    """Weights of a multilayer perceptron as a dict w0, b0, w1, ...: uniform after He et al. 2015 (eq. 10), biases 0.
-
-    sizes: units of every layer, the observation first, the actions last.
-    """
-    counts = [n_in * n_out for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)]
-    noise = jax.random.uniform(key, (sum(counts),), minval=-1)  # one draw: compiling a draw for every layer took 0.15 s more
+# ---------- Q-network
+def init_params(rng, sizes):
+    """The layers of a perceptron as a dict w0, b0, w1, ...: weights uniform after He et al. 2015 (eq. 10), biases 0."""
     params = {}
-    for i, weights in enumerate(jnp.split(noise, np.cumsum(counts)[:-1])):
-        params[f"w{i}"] = math.sqrt(6 / sizes[i]) * weights.reshape(sizes[i], sizes[i + 1])
-        params[f"b{i}"] = jnp.zeros(sizes[i + 1])
+    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        params[f"w{i}"] = math.sqrt(6 / n_in) * rng.uniform(-1, 1, (n_in, n_out)).astype(np.float32)
+        params[f"b{i}"] = np.zeros(n_out, np.float32)
     return params
 
 
-def q_values(params, obs, layer_norm=False, action=None):
-    """Q(s, a) of every torque: obs (B, O) -> (B, A), or (O,) -> (A,). ReLU between the layers, none after the last.
+def q_values(params, obs, torques):
+    """Q(s, a) of every torque: obs (B, O), torques (A,) or (B, A) -> (B, A), or obs (O,) -> (A,). ReLU between the layers.
 
-    "torques" in params marks the network that takes the torque as an input.
-    With --q-input state-action, action (B,) asks for one torque of each row only: (B, 1).
-    In operators that NumPy and JAX share: one observation takes 6 us in NumPy and 40 us through a compiled call.
+    It takes NumPy arrays as well: one observation takes 20 us in NumPy and 40 us through a compiled call.
     """
-    last = len(params) // 2 - 1
+    x, last = obs.astype(np.float32), len(params) // 2 - 1
+    torque_is_input = len(params["w0"]) > obs.shape[-1]
     for i in range(last):
-        if i == 0 and "torques" in params:
-            obs = join(params, obs, action) + params["b0"]
+        if i == 0 and torque_is_input:  # [s, a] w0 = s (w0 but its last row) + a (its last row): s's part serves all torques
+            x = (x @ params["w0"][:-1])[..., None, :] + torques[..., None] * params["w0"][-1] + params["b0"]  # (B, A, H)
         else:
-            obs = obs @ params[f"w{i}"] + params[f"b{i}"]
-        if layer_norm:
-            obs = normalize(obs)
-        obs = obs * (obs > 0)
-    q = obs @ params[f"w{last}"] + params[f"b{last}"]
-    return q[..., 0] if "torques" in params else q
-
-
-def join(params, obs, action=None):
-    """The first layer's product with every observation and torque: obs (B, O) -> (B, A, H), or (B, 1, H) with one action each.
-
-    The product [s, a] w0 is s (w0 without its last row) + a (its last row). The first part is the same for all torques: it is
-    computed once for each observation, and the torques' parts, which are the same for all observations, are added to it.
-    """
-    # The network sees them as -1 to 1. Only their number is used, so their gradient is 0, and training leaves them as they are.
-    torque = np.linspace(-1, 1, len(params["torques"]), dtype=np.float32)[:, None]  # (A, 1)
-    if action is not None:
-        torque = jnp.asarray(torque)[action][:, None]  # (B, 1, 1)
-    return (obs @ params["w0"][:-1])[..., None, :] + torque * params["w0"][-1]
+            x = x @ params[f"w{i}"] + params[f"b{i}"]
+        x = normalize(x)
+        x = x * (x > 0)
+    q = x @ params[f"w{last}"] + params[f"b{last}"]
+    return q[..., 0] if torque_is_input else q
 
 
 def normalize(x):
-    """Each row of x with mean 0 and variance 1: layer normalisation (Ba et al. 2016, eq. 3) without gain and bias."""
-    x = x - x.sum(axis=-1, keepdims=True) / x.shape[-1]  # NumPy's mean would take twice as long
-    return x / ((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + 1e-5) ** 0.5  # 1e-5: no division by 0
+    """Each row of x with mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3) without gain and bias."""
+    x = x - x.sum(axis=-1, keepdims=True) / x.shape[-1]  # NumPy's mean takes twice as long
+    return x / ((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + 1e-5) ** 0.5
 
 
-# -------------------------------------------------------------------------------------------------------- Replay buffer
-# A ring of preallocated NumPy arrays: environment step t lies at t % buffer_size.
+# ---------- Replay buffer
+# One float32 row for each transition: drawing a batch is one indexing, and JAX is handed one array.
 
 
-class Transition(NamedTuple):  # one step, or with a first axis the whole ring
-    obs: np.ndarray  # (..., O)
-    action: np.ndarray  # (...,)
-    reward: np.ndarray  # (...,) times reward_scale
-    next_obs: np.ndarray  # (..., O) from before the reset
-    terminated: np.ndarray  # (...,) the episode reached an end: nothing follows, the value of next_obs is 0
-    truncated: np.ndarray  # (...,) the time limit cut the episode: next_obs keeps its value
+class Transition(NamedTuple):
+    obs: jax.Array  # (..., O)
+    action: jax.Array  # (...,)
+    reward: jax.Array  # (...,) r_1 + gamma r_2 + ... + gamma^(n-1) r_n, fewer terms if the episode ended
+    discount: jax.Array  # (...,) weight of the value of next_obs: gamma^(number of rewards), 0 where terminated
+    next_obs: jax.Array  # (..., O) the observation after the last reward, from before the reset
 
 
-class Batch(NamedTuple):
-    obs: np.ndarray  # (G, B, O)
-    action: np.ndarray  # (G, B)
-    reward: np.ndarray  # (G, B) discounted sum of up to n rewards
-    discount: np.ndarray  # (G, B) weight of the value of next_obs: gamma^(number of rewards), 0 where terminated
-    next_obs: np.ndarray  # (G, B, O)
+def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, gamma):
+    """Begin a transition in the queue, a list, and add this step to all of it. Takes out and returns the complete ones."""
+    queue.append([obs, action, 0.0, 1.0])
+    for transition in queue:
+        transition[2] += transition[3] * reward
+        transition[3] *= gamma
+    complete = len(queue) if terminated or truncated else max(len(queue) - n_step + 1, 0)
+    rows = [
+        np.hstack([obs, action, r, 0 if terminated else discount, next_obs]) for obs, action, r, discount in queue[:complete]
+    ]
+    del queue[:complete]
+    return rows
 
 
-def add(buffer, t, transition):
-    """Write environment step t over the oldest one."""
-    i = t % len(buffer.action)
-    for ring, new in zip(buffer, transition, strict=True):
-        ring[i] = new
+def add(buffer, t, row):
+    """Write a row into place t % buffer_size."""
+    buffer[t % len(buffer)] = row
 
 
-def sample(buffer, t, rng, shape, n_step, gamma):
-    """Draw a Batch of this shape uniformly, with replacement, from a buffer that holds the steps before t, or the newest.
-
-    Each element is a run of n_step steps, cut short where its episode ends; the later actions of a run are those that were
-    taken, whether greedy or not. Indexing by arrays copies: JAX still reads the Batch when the next steps are written.
-    """
-    size = len(buffer.action)
-    filled = min(t, size)
-    # A run starts at step t - n at the latest: a later one would reach into the oldest steps, or into none.
-    first = t - filled + rng.integers(filled - (n_step - 1), size=shape)
-    run = (first[..., None] + np.arange(n_step)) % size  # (G, B, n)
-    count = np.arange(1, n_step + 1)
-    ended = buffer.terminated[run] | buffer.truncated[run]
-    length = np.min(np.where(ended, count, n_step), axis=-1)  # steps up to the first end, that one included
-    discounts = np.float32(gamma) ** (count - 1)
-    reward = np.sum(np.where(count <= length[..., None], discounts * buffer.reward[run], 0), axis=-1, dtype=np.float32)
-    last = (first + length - 1) % size
-    discount = np.where(buffer.terminated[last], 0, np.float32(gamma) ** length).astype(np.float32)
-    return Batch(buffer.obs[run[..., 0]], buffer.action[run[..., 0]], reward, discount, buffer.next_obs[last])
+def sample(buffer, added, rng, shape):
+    """Draw rows (G, B, 2 O + 3) of the last `added` ones uniformly, with replacement."""
+    return buffer[rng.integers(min(added, len(buffer)), size=shape)]
 
 
-# ------------------------------------------------------------------------------------------------------------- Learning
-
-optimizer = optax.scale_by_adam()  # gives the direction; the step size is applied in update()
-
-
-def linear_schedule(start, end, fraction):
-    """From start to end while fraction, a Python number, goes from 0 to 1, and end from there on."""
-    return start + (end - start) * min(fraction, 1)
+def unpack(rows):
+    """The Transition of rows (B, 2 O + 3)."""
+    size = (rows.shape[1] - 3) // 2
+    action, reward, discount = rows[:, size : size + 3].T
+    return Transition(rows[:, :size], action.astype(int), reward, discount, rows[:, size + 3 :])
 
 
-def select_action(q, action):
-    """Q(s, a) of one action per row: (B, A), (B,) -> (B,)."""
-    return jnp.take_along_axis(q, action[:, None], axis=1)[:, 0]
-
-
-def td_target(params, target_params, batch, double_dqn, layer_norm):
-    """What the network should have said: (B,)."""
-    next_q = q_values(target_params, batch.next_obs, layer_norm)
-    choice = q_values(params, batch.next_obs, layer_norm) if double_dqn else next_q
-    best = jnp.argmax(choice, axis=1)
-    # y = r + gamma max_a' Q(s', a'; w')    with n steps: y = r_1 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w')
-    # Double DQN (van Hasselt et al. 2016) takes Q(s_n, a*; w') with a* = argmax_a' Q(s_n, a'; w) for that maximum.
-    return batch.reward + batch.discount * select_action(next_q, best)
-
-
-def loss_fn(params, batch, target, layer_norm):
-    """Mean squared error of Q(s, a; w) against the target."""
-    if "torques" in params:  # selecting one of all values, as below, would backpropagate through all: 3 times as slow with 1000
-        q = q_values(params, batch.obs, layer_norm, batch.action)[:, 0]
-    else:
-        q = select_action(q_values(params, batch.obs, layer_norm), batch.action)
-    return jnp.mean((target - q) ** 2)
-
-
-def update(params, target_params, opt_state, batch, learning_rate, double_dqn, layer_norm):
-    """One gradient step. Returns the new params, the new opt_state and the loss."""
-    target = td_target(params, target_params, batch, double_dqn, layer_norm)  # outside loss_fn: no gradient flows through it
-    loss, grads = jax.value_and_grad(loss_fn)(params, batch, target, layer_norm)
-    direction, opt_state = optimizer.update(grads, opt_state)
-    params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
-    return params, opt_state, loss
-
-
-# ------------------------------------------------------------------------------------------------------------- Training
-
-
-class Learner(NamedTuple):
-    """What a call of the learner changes."""
-
+# ---------- Learning
+class Learner(NamedTuple):  # all that an update changes
     params: dict
     target_params: dict
-    average_params: dict  # a moving average of params, for evaluation
     opt_state: tuple
 
 
-def learn(args, learner, batches, t):
-    """gradient_steps updates and, if it is due, a target update, at environment step t. Returns the Learner and the last loss.
+def make_optimizer(args):
+    """Adam, whose step size falls linearly. Its schedule counts updates."""
+    updates = (args.total_timesteps - args.learning_starts) // args.train_frequency * args.gradient_steps
+    return optax.adam(optax.linear_schedule(args.learning_rate, args.end_learning_rate, max(1, updates)))
 
+
+def update(args, params, target_params, opt_state, batch, torques, drawn):
+    """One gradient step on the mean squared error. Returns the new params, the new opt_state and the loss."""
+    # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)    over the torques drawn
+    target = batch.reward + batch.discount * jnp.max(q_values(target_params, batch.next_obs, drawn), axis=1)
+
+    def loss_fn(params):
+        if args.q_input == "state-action":
+            q = q_values(params, batch.obs, jnp.take(torques, batch.action)[:, None])[:, 0]  # Q(s, a; w)
+        else:
+            q = jnp.take_along_axis(q_values(params, batch.obs, torques), batch.action[:, None], axis=1)[:, 0]
+        return jnp.mean((target - q) ** 2)
+
+    loss, grads = jax.value_and_grad(loss_fn)(params)
+    updates, opt_state = make_optimizer(args).update(grads, opt_state)
+    return optax.apply_updates(params, updates), opt_state, loss
+
+
+def learn(args, torques, learner, rows, drawn):
+    """An update for each of the G batches in rows (G, B, 2 O + 3), with the torques drawn for it (G, A), then a target update.
+
+    Returns the Learner and the last loss.
     `jax.lax.scan(f, carry, xs)` is `for x in xs: carry, y = f(carry, x)`, compiled, with the ys stacked.
     """
-    remaining = 1 - t / args.total_timesteps if args.anneal_lr else 1.0
-    learning_rate = args.learning_rate * remaining
 
-    def one_update(carry, batch):
-        params, average_params, opt_state = carry
-        params, opt_state, loss = update(
-            params, learner.target_params, opt_state, batch, learning_rate, args.double_dqn, args.layer_norm
-        )
-        average_params = mix(average_params, params, args.average_rate)
-        return (params, average_params, opt_state), loss
+    def one_update(learner, inputs):
+        rows, drawn = inputs
+        nets = learner.params, learner.target_params, learner.opt_state
+        params, opt_state, loss = update(args, *nets, unpack(rows), torques, drawn)
+        return Learner(params, learner.target_params, opt_state), loss
 
-    carry = (learner.params, learner.average_params, learner.opt_state)
-    (params, average_params, opt_state), losses = jax.lax.scan(one_update, carry, batches)
-    due = t % args.target_network_frequency < args.train_frequency  # a multiple of it lies in the steps since the last call
-    # w' <- w' + tau (w - w')
-    target_params = mix(learner.target_params, params, jnp.where(due, args.tau, 0))
-    return Learner(params, target_params, average_params, opt_state), losses[-1]
+    learner, losses = jax.lax.scan(one_update, learner, (rows, drawn))
+    # w- <- w- + tau (w - w-)
+    target_params = optax.incremental_update(learner.params, learner.target_params, args.tau)
+    return learner._replace(target_params=target_params), losses[-1]
 
 
-def mix(old, new, share):
-    """Every array of the dict `old`, moved this share of the way to that of `new`."""
-    return jax.tree.map(lambda a, b: a + share * (b - a), old, new)
+# ---------- Training
+def train(args, env):
+    """Train one agent on a Gymnasium environment, printing a line a second. Returns params, episodes and a dict of counts.
 
-
-class Result(NamedTuple):
-    params: dict  # the averaged weights
-    env_steps: int
-    episodes: np.ndarray  # (number of ended episodes, 3): env step, return, length
-    compile_seconds: float
-    train_seconds: float  # without the snapshots
-    interrupted: bool
-
-
-def layer_sizes(args, env):
-    """Units of every layer, from the observation to the actions; with state-action from both to the one value."""
-    if args.q_input == "state-action":
-        return (env.obs_size + 1, *args.hidden_sizes, 1)
-    return (env.obs_size, *args.hidden_sizes, env.actions)
-
-
-def init_network(args, env):
-    """The random weights that these settings start from."""
-    params = init_params(jax.random.key(args.seed), layer_sizes(args, env))
-    if args.q_input == "state-action":
-        params["torques"] = jnp.asarray(env.torques[:, 0])  # no weights: they tell which torques the network was made for
-    return params
-
-
-REPORT_EVERY = 1_000  # environment steps
-
-
-def batch_shape(args):
-    """The first two axes of what one call of the learner takes."""
-    return args.gradient_steps, args.batch_size
-
-
-def train(args, params=None, report=lambda env_steps, seconds, episodes, loss: None, snapshot=lambda env_steps, params: None):
-    """Train one agent and return a Result.
-
-    params: start from these weights instead of random ones. report: called every REPORT_EVERY steps with the environment
-    steps done, the seconds they took, the episodes that ended since (rows of env step, return, length) and the last loss.
-    snapshot: called every eval_frequency steps with the averaged weights. A KeyboardInterrupt, from report or from the user,
-    ends the training early and is no error. Raises ValueError on an unsuitable env_id, FloatingPointError once a loss is not
-    finite.
+    A row of episodes is (env step, return, length). Ctrl-C ends the training early. Raises FloatingPointError if the loss is not
+    finite, ValueError if the environment is unsuitable.
     """
     started = time.perf_counter()
-    env = Environment(args)
-    rng = np.random.default_rng(args.seed)
-    if params is None:
-        params = jax.jit(partial(init_network, args, env))()
-    learner = Learner(params, params, params, optimizer.init(params))
-    size, obs_size = args.buffer_size, env.obs_size
-    buffer = Transition(
-        obs=np.zeros((size, obs_size), np.float32),
-        action=np.zeros(size, np.int32),
-        reward=np.zeros(size, np.float32),
-        next_obs=np.zeros((size, obs_size), np.float32),
-        terminated=np.zeros(size, bool),
-        truncated=np.zeros(size, bool),
-    )
-    batches = jax.eval_shape(lambda: sample(buffer, size, np.random.default_rng(0), batch_shape(args), args.n_step, args.gamma))
-    run_learn = jax.jit(partial(learn, args)).lower(learner, batches, np.int32(0)).compile()
-    acting = jax.device_get(params)
-    compiled, paused = time.perf_counter(), 0.0
+    rng, torques, obs_size = np.random.default_rng(args.seed), make_torques(args, env), env.observation_space.shape[0]
+    torque_is_input = args.q_input == "state-action"
+    params = init_params(rng, (obs_size + torque_is_input, *args.hidden_sizes, 1 if torque_is_input else args.num_bins))
+    learner = Learner(params, params, make_optimizer(args).init(params))
+    buffer, added, queue = np.zeros((args.buffer_size, 2 * obs_size + 3), np.float32), 0, []
 
-    env_steps, episodes, new, loss, interrupted = 0, [], [], np.float32(0), False
-    obs = env.reset(seed=int(rng.integers(2**31)))
+    def draw(*shape):
+        """Indices of torques (*shape, A): all or, if the torque is an input, max_samples of them at random."""
+        if torque_is_input and args.num_bins > args.max_samples:
+            return rng.integers(args.num_bins, size=(*shape, args.max_samples))
+        return np.broadcast_to(np.arange(args.num_bins), (*shape, args.num_bins))
+
+    def batches():
+        rows = sample(buffer, max(added, 1), rng, (args.gradient_steps, args.batch_size))
+        return rows, torques[draw(args.gradient_steps)]
+
+    run_learn = jax.jit(lambda *inputs: learn(args, torques, *inputs)).lower(learner, *batches()).compile()
+    compiled = printed = time.perf_counter()
+
+    env_steps, episodes, loss, interrupted = 0, [], 0.0, False
+    obs, episode_return, episode_length = env.reset(seed=int(rng.integers(2**30)))[0], 0.0, 0
     try:
-        for t in range(args.total_timesteps):
+        for env_steps in range(1, args.total_timesteps + 1):
             # Act: epsilon-greedy.
-            epsilon = linear_schedule(args.start_e, args.end_e, t / (args.exploration_fraction * args.total_timesteps))
+            fallen = min(1, env_steps / max(1, args.exploration_fraction * args.total_timesteps))
+            epsilon = args.start_e + fallen * (args.end_e - args.start_e)
             if rng.random() < epsilon:
-                action = int(rng.integers(env.actions))
+                action = int(rng.integers(args.num_bins))
             else:
-                action = int(q_values(acting, obs, args.layer_norm).argmax())
+                drawn = draw()
+                action = drawn[q_values(params, obs, torques[drawn]).argmax()]
 
             # Step.
-            next_obs, reward, terminated, truncated = env.step(action)
+            next_obs, reward, terminated, truncated, _ = env.step(torques[[action]])
+            episode_return, episode_length = episode_return + reward, episode_length + 1
 
             # Store.
-            add(buffer, t, Transition(obs, action, args.reward_scale * reward, next_obs, terminated, truncated))
+            this_step = obs, action, args.reward_scale * reward, next_obs, terminated, truncated
+            for row in extend(queue, *this_step, args.n_step, args.gamma):
+                add(buffer, added, row)
+                added += 1
             obs = next_obs
-            env_steps = t + 1
             if terminated or truncated:
-                new.append((env_steps, env.episode_return, env.episode_length))
-                obs = env.reset()
+                episodes.append((env_steps, episode_return, episode_length))
+                obs, episode_return, episode_length = env.reset()[0], 0.0, 0
 
             # Learn.
-            if env_steps >= args.learning_starts and env_steps % args.train_frequency == 0:
-                # Act with what the call before gave, not with what this one will give: it waits for that one at most.
-                acting = jax.tree.map(np.asarray, learner.params)
-                batches = sample(buffer, env_steps, rng, batch_shape(args), args.n_step, args.gamma)
-                learner, loss = run_learn(learner, batches, np.int32(env_steps))  # comes back at once and runs on
-
-            if env_steps % REPORT_EVERY == 0 or env_steps == args.total_timesteps:
+            if env_steps > args.learning_starts and env_steps % args.train_frequency == 0:
+                # Act with the previous call's weights: this waits only for that call.
+                params = jax.tree.map(np.asarray, learner.params)
+                learner, loss = run_learn(learner, *batches())
+            if env_steps % 1000 == 0 or env_steps == args.total_timesteps:
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the loss is not finite after {env_steps:,} steps; try a smaller learning_rate")
-                episodes, ended, new = episodes + new, np.array(new).reshape(-1, 3), []
-                report(env_steps, time.perf_counter() - compiled - paused, ended, loss)
-            if args.eval_frequency and env_steps % args.eval_frequency == 0:
-                average_params = jax.device_get(learner.average_params)
-                pause = time.perf_counter()
-                snapshot(env_steps, average_params)
-                paused += time.perf_counter() - pause
-            if args.early_stop and (terminated or truncated):
-                recent = [one[1] for one in (episodes + new)[-100:]]
-                if len(recent) == 100 and np.mean(recent) >= env.solved_return:
-                    break
+                now = time.perf_counter()
+                if now - printed > 1 or env_steps == args.total_timesteps:
+                    printed, speed = now, env_steps / (now - compiled)
+                    recent = np.mean([row[1] for row in episodes[-100:]] or math.nan)
+                    progress = f"{env_steps:,} steps, recent return {recent:.1f}, loss {loss:.3g}, {speed:,.0f} steps/s"
+                    print(f"{progress}, {(args.total_timesteps - env_steps) / speed:.0f} s left", flush=True)
     except KeyboardInterrupt:
         interrupted = True
-    params = jax.device_get(learner.average_params)
-    finished = time.perf_counter()
-    episodes = np.array(episodes + new).reshape(-1, 3)
-    return Result(params, env_steps, episodes, compiled - started, finished - compiled - paused, interrupted)
+    params = jax.device_get(learner.params)
+    seconds = time.perf_counter() - compiled
+    counts = {"env_steps": env_steps, "interrupted": interrupted, "compile_seconds": compiled - started}
+    counts |= {"train_seconds": seconds, "steps_per_second": env_steps / seconds}
+    return params, np.array(episodes).reshape(-1, 3), counts
 
 
-# ----------------------------------------------------------------------------------------------------------- Evaluation
+# ---------- Evaluation
+def evaluate(args, params, env):
+    """Returns (1, eval_episodes) of greedy episodes, with seeds that no training uses."""
+    return np.array([[play(args, params, env, 2**30 + k)[0] for k in range(args.eval_episodes)]])
 
 
-def evaluate(args, params):
-    """The environment's own returns (eval_episodes,) of greedy episodes, from seeds that training does not use."""
-    env, rng = Environment(args), np.random.default_rng([args.seed, 1])
-    return np.array([greedy_episode(args, env, params, int(rng.integers(2**31))) for _ in range(args.eval_episodes)])
-
-
-def greedy_episode(args, env, params, seed, look=lambda: None):
-    """The return of one greedy episode; calls look before every step."""
-    obs, ended = env.reset(seed), False
+def play(args, params, env, seed, every=0):
+    """One greedy episode. Gives its return and, if every > 0, half-size pictures: one each `every` steps and the last."""
+    torques = make_torques(args, env)
+    obs, total, frames, t, ended = env.reset(seed=seed)[0], 0.0, [], 0, False
     while not ended:
-        look()
-        obs, _, terminated, truncated = env.step(int(q_values(params, obs, args.layer_norm).argmax()))
-        ended = terminated or truncated
-    return env.episode_return
+        if every and t % every == 0:
+            frames.append(env.render()[::2, ::2].copy())  # a view would keep the whole picture in memory
+        obs, reward, terminated, truncated, _ = env.step(torques[[q_values(params, obs, torques).argmax()]])
+        total, t, ended = total + float(reward), t + 1, terminated or truncated
+    return total, [*frames, env.render()[::2, ::2].copy()] if every else frames
 
 
-# --------------------------------------------------------------------------------------------------------- Command line
-# Not the lesson: checks, progress, saving, drawing.
+# ---------- Command line
+SCRIPT = "dqn_pendulum_discretized.py"  # a kept model names it
 
 
 def check(args):
-    """Raise ValueError, in one line, on settings that cannot work."""
+    """Raise ValueError, naming the flag, on settings that cannot work."""
+    for field in fields(args):
+        value, least = getattr(args, field.name), 0 if field.name == "seed" else 1
+        if field.type is int and not least <= value < 2**31:
+            raise ValueError(f"{field.name} must be at least {least} and below 2^31")
+        if field.type is float and not 0 <= value <= 1:
+            raise ValueError(f"{field.name} must be between 0 and 1")
     rules = [
-        (0 <= args.seed < 2**31, "seed must be between 0 and 2^31 - 1"),
-        (0 <= args.total_timesteps < 2**31, "total_timesteps must be between 0 and 2^31 - 1"),
-        (args.num_bins >= 2, "num_bins must be at least 2"),
-        (
-            args.q_input == "state" or args.hidden_sizes,
-            "q_input state-action needs hidden_sizes: without them the best torque is one of the ends",
-        ),
-        (args.train_frequency >= 1, "train_frequency must be at least 1"),
-        (args.gradient_steps >= 1, "gradient_steps must be at least 1"),
-        (args.batch_size >= 1, "batch_size must be at least 1"),
-        (args.n_step >= 1, "n_step must be at least 1"),
-        (args.buffer_size >= args.n_step, "buffer_size must be at least n_step"),
-        (args.buffer_size >= args.batch_size, "buffer_size must be at least batch_size"),
+        (min(args.hidden_sizes, default=1) > 0, "hidden_sizes must all be at least 1"),
         (args.learning_starts >= args.n_step, "learning_starts must be at least n_step"),
-        (
-            args.total_timesteps == 0 or args.learning_starts <= args.total_timesteps,
-            "learning_starts must be at most total_timesteps, or nothing is ever learned",
-        ),
-        (
-            args.total_timesteps == 0 or args.train_frequency <= args.total_timesteps,
-            "train_frequency must be at most total_timesteps, or nothing is ever learned",
-        ),
-        (all(size >= 1 for size in args.hidden_sizes), "hidden_sizes must all be at least 1"),
-        (0 < args.learning_rate < math.inf, "learning_rate must be above 0 and finite"),
-        (0 <= args.gamma <= 1, "gamma must be between 0 and 1"),
-        (0 < args.tau <= 1, "tau must be above 0 and at most 1"),
-        (args.target_network_frequency >= 1, "target_network_frequency must be at least 1"),
-        (0 < args.reward_scale < math.inf, "reward_scale must be above 0 and finite"),
-        (0 < args.average_rate <= 1, "average_rate must be above 0 and at most 1"),
-        (0 <= args.start_e <= 1 and 0 <= args.end_e <= 1, "start_e and end_e must be between 0 and 1"),
-        (0 < args.exploration_fraction <= 1, "exploration_fraction must be above 0 and at most 1"),
-        (args.eval_frequency >= 0, "eval_frequency must be at least 0"),
-        (args.eval_frequency == 0 or args.output_dir is not None, "eval_frequency keeps models and needs an output_dir"),
-        (args.snapshot_episodes >= 1, "snapshot_episodes must be at least 1"),
-        (not args.capture_video or args.output_dir is not None, "capture_video keeps GIFs and needs an output_dir"),
-        (args.eval_episodes >= 1, "eval_episodes must be at least 1"),
+        (args.output_dir or not args.capture_video, "capture_video needs output_dir"),
+        (not args.output_dir or importlib.util.find_spec("matplotlib"), "output_dir needs matplotlib: pip install matplotlib"),
+        (not args.capture_video or importlib.util.find_spec("imageio"), "capture_video needs imageio: pip install imageio"),
     ]
-    enforce(args, rules)
-    env = Environment(args)
-    if args.early_stop and env.solved_return is None:
-        raise ValueError(f"early_stop needs a reward threshold, and {args.env_id} has none")
-    if args.capture_video:
-        check_video(args)
-
-
-def check_video(args):
-    """Raise ValueError if no frame of the environment can be rendered and kept."""
-    if importlib.util.find_spec("imageio") is None:
-        raise ValueError("--capture-video writes GIFs and needs imageio: pip install imageio")
-    if sys.platform == "linux" and "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")  # MuJoCo's renderer that needs no display
-    try:
-        env = Environment(args, render_mode="rgb_array")
-        env.reset(seed=0)
-        frame = env.env.render()
-    except Exception as error:  # a missing renderer raises what it likes
-        raise ValueError(f"--capture-video cannot render {args.env_id}: {' '.join(str(error).split())}") from None
-    if not (isinstance(frame, np.ndarray) and frame.ndim == 3):
-        raise ValueError(f"--capture-video cannot render {args.env_id}: it gives no frames")
-
-
-def enforce(args, rules):
-    """Raise ValueError at the first of the (holds, message) that does not hold, with the values of the flags it names."""
     for holds, message in rules:
         if not holds:
-            names = [name for name in asdict(args) if name in message.replace(",", "").split()]
-            raise ValueError(f"{message} ({', '.join(f'{name} is {getattr(args, name)}' for name in names)})")
+            raise ValueError(message)
 
 
-FILES = ("model.npz", "returns.csv", "curve.png", "summary.json")
-
-
-def claim_output_dir(path):
-    """Make the folder, or raise ValueError where a run would overwrite another or could not be kept."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--output-dir draws curve.png and needs matplotlib: pip install matplotlib")
-    for name in FILES:
-        if os.path.exists(os.path.join(path, name)):
-            raise ValueError(f"{path} already holds a run ({name}); name another --output-dir")
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot make --output-dir {path}: {error.strerror}") from None
-    if not os.access(path, os.W_OK):
-        raise ValueError(f"cannot write to --output-dir {path}")
-
-
-def load_model(path):
-    """The parameter dict that a run kept as model.npz. Raises ValueError if the file is missing, damaged or no npz."""
+def load_model(path, torques=None):
+    """The params that a run kept as model.npz. Raises ValueError if it is damaged, from another script or for other torques."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise ValueError(f"there is no model file {path}") from None
-    except Exception as error:  # np.load raises half a dozen kinds: zip, zlib, EOF, value, key, attribute
-        raise ValueError(f"{path} is not a whole npz file of arrays: {error}") from None
+            params = dict(file)
+        script, made_for = params.pop("script"), params.pop("torques")
+        if script != SCRIPT or torques is not None and not np.array_equal(made_for, torques):
+            raise ValueError(f"it is from {script}, for {len(made_for)} torques from {made_for[0]} to {made_for[-1]}")
+    except Exception as error:  # a damaged file raises one of half a dozen kinds
+        raise ValueError(f"load_model: {path}: {error}") from None
+    return params
 
 
-def check_model(params, expected, path):
-    """Raise ValueError if the arrays do not have the expected shapes, a dict like params."""
-    found = {name: array.shape for name, array in params.items()}
-    if found != expected:
-        raise ValueError(f"{path} holds {found}, but these settings ask for {expected}")
-    if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in params.values()):
-        raise ValueError(f"{path} must hold finite float32 numbers")
-
-
-def model_shapes(args):
-    """The shape of every array of model.npz under these settings."""
-    arrays = jax.eval_shape(partial(init_network, args, Environment(args)))
-    return {name: array.shape for name, array in arrays.items()}
-
-
-class Progress:
-    """Prints a line once a second and at every quarter of the run; raises KeyboardInterrupt there after a Ctrl-C."""
-
-    def __init__(self, args):
-        self.args = args
-        self.returns = np.empty(0)
-        self.stop = False
-        self.printed = self.quarters = 0
-
-    def on_interrupt(self, *_):
-        """The first Ctrl-C waits for the next report; the next one is Python's own."""
-        self.stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __call__(self, env_steps, seconds, episodes, loss):
-        args = self.args
-        self.returns = np.concatenate([self.returns, episodes[:, 1]])[-100:]
-        quarter = 4 * env_steps // args.total_timesteps
-        if seconds - self.printed >= 1 or quarter > self.quarters:
-            self.printed, self.quarters = seconds, quarter
-            speed = env_steps / seconds
-            epsilon = linear_schedule(args.start_e, args.end_e, env_steps / (args.exploration_fraction * args.total_timesteps))
-            recent = f"{self.returns.mean():.1f}" if len(self.returns) else "none yet"
-            print(
-                f"{env_steps:>11,} of {args.total_timesteps:,} steps {env_steps / args.total_timesteps:4.0%}"
-                f"  recent return {recent}  loss {float(loss):.3g}  epsilon {epsilon:.2f}"
-                f"  {speed:,.0f} steps/s  {(args.total_timesteps - env_steps) / speed:.0f} s left",
-                flush=True,
-            )
-        if self.stop:
-            raise KeyboardInterrupt
-
-
-def write_whole(path, write):
-    """Call write(binary file) so that `path` ends up with all of it or stays as it was."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def draw_curve(file, episodes, title):
-    """Training returns over environment steps: every episode a dot, and the mean of the last 100."""
+def keep(args, params, episodes, torques):
+    """Write model.npz, returns.csv and curve.png into output_dir."""
     from matplotlib.figure import Figure  # only here: importing it takes long
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
+    folder, header = Path(args.output_dir), "env_step,episode_return,episode_length"
+    np.savez(folder / "model.npz", script=SCRIPT, torques=torques, **params)
+    np.savetxt(folder / "returns.csv", episodes, ("%d", "%g", "%d"), ",", header=header, comments="")
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot(xlabel="environment steps", ylabel="return, and mean of 100", title=f"DQN on {args.env_id}")
     steps, returns, _ = episodes.T
-    axes.plot(steps, returns, ".", markersize=2, color="0.7", rasterized=True)
-    window = min(100, len(returns))
-    if window:
-        mean = np.convolve(returns, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :], mean, linewidth=1.5)
-    axes.set(xlabel="environment steps", ylabel="return of training episodes", title=title)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, format="png", dpi=150)
+    axes.plot(steps, returns, ".", markersize=1, color="0.75")
+    if len(returns) >= 100:
+        axes.plot(steps[99:], np.convolve(returns, np.ones(100) / 100, mode="valid"))
+    figure.savefig(folder / "curve.png", dpi=150)
 
 
-def record(args, params, path):
-    """Render one greedy episode to a GIF at half size, in the environment's own time, with at most 25 frames a second."""
+def film(args, params, env):
+    """Record one greedy episode as a GIF, in the environment's own time, with at most 25 frames a second."""
     import imageio.v3  # only here: most runs need no pictures
 
-    env, frames = Environment(args, render_mode="rgb_array"), []
-    per_second = env.env.metadata.get("render_fps", 50)
+    per_second = env.metadata.get("render_fps", 50)
     every = math.ceil(per_second / 25)
-
-    def look():
-        if env.episode_length % every == 0:
-            frames.append(env.env.render()[::2, ::2])
-
-    total = greedy_episode(args, env, params, args.seed, look)
-    images = np.stack(frames)
-    write_whole(
-        path, lambda file: imageio.v3.imwrite(file, images, extension=".gif", duration=1000 * every / per_second, loop=0)
-    )
-    return total
+    total, frames = play(args, params, env, 2**30, every)
+    path = Path(args.output_dir, "model.gif")
+    imageio.v3.imwrite(path, frames, duration=1000 * every / per_second, loop=0)
+    print(f"{path}: an episode with return {total:.1f}")
 
 
-def keep_snapshot(args, env_steps, params):
-    """Evaluate the weights over a few episodes, keep them as model_STEP.npz and, if asked, film them as video_STEP.gif."""
-    returns = evaluate(replace(args, eval_episodes=args.snapshot_episodes), params)
-    path = os.path.join(args.output_dir, f"model_{env_steps}.npz")
-    write_whole(path, lambda file: np.savez(file, **params))
-    print(f"{env_steps:>11,} snapshot: mean {returns.mean():.1f} of {len(returns)} greedy episodes, kept as {path}", flush=True)
-    if args.capture_video:
-        record(args, params, os.path.join(args.output_dir, f"video_{env_steps}.gif"))
-
-
-def save(args, result, summary):
-    """Write the four files of a run into output_dir, summary.json last."""
-
-    def returns_csv(file):
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text)
-        writer.writerow(["env_step", "episode_return", "episode_length"])
-        writer.writerows((int(step), f"{value:g}", int(length)) for step, value, length in result.episodes)
-        text.detach()
-
-    title = f"DQN on {args.env_id}, seed {args.seed}"
-    writers = (
-        lambda file: np.savez(file, **result.params),
-        returns_csv,
-        lambda file: draw_curve(file, result.episodes, title),
-        lambda file: file.write(json.dumps(summary, indent=2).encode()),
-    )
-    for name, write in zip(FILES, writers, strict=True):
-        write_whole(os.path.join(args.output_dir, name), write)
-    if args.capture_video:
-        record(args, result.params, os.path.join(args.output_dir, "video.gif"))
-
-
-def summarize(args, result, returns):
-    """What summary.json holds; returns (eval_episodes,). solved is None where the environment names no threshold."""
-    threshold = Environment(args).solved_return
-    return {
-        "script": os.path.basename(__file__),
-        "args": asdict(args),
-        "versions": {"python": platform.python_version()}
-        | {module.__name__: module.__version__ for module in (jax, optax, gymnasium, np, tyro)},
-        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
-        "env_steps": result.env_steps,
-        "interrupted": result.interrupted,
-        "compile_seconds": result.compile_seconds,
-        "train_seconds": result.train_seconds,
-        "steps_per_second": result.env_steps / result.train_seconds,
-        "threshold": threshold,
-        "seeds": [
-            {
-                "seed": args.seed,
-                "eval_return_mean": float(returns.mean()),
-                "eval_return_std": float(returns.std()),
-                "eval_return_min": float(returns.min()),
-                "eval_episodes": args.eval_episodes,
-                "solved": None if threshold is None else bool(returns.mean() >= threshold),
-            }
-        ],
-    }
-
-
-def print_summary(summary):
-    (one,), threshold = summary["seeds"], summary["threshold"]
-    if summary["env_steps"]:
-        print(
-            f"trained {summary['env_steps']:,} steps in {summary['train_seconds']:.2f} s"
-            f" ({summary['steps_per_second']:,.0f} steps/s, compiling {summary['compile_seconds']:.2f} s before)"
-        )
-    verdict = "no threshold" if threshold is None else f"{'' if one['solved'] else 'not '}solved (threshold {threshold:g})"
-    print(
-        f"evaluation, {one['eval_episodes']} greedy episodes: mean {one['eval_return_mean']:.1f}, standard deviation"
-        f" {one['eval_return_std']:.1f}, worst {one['eval_return_min']:.0f}; {verdict}"
-    )
+def summarize(args, returns, counts, threshold):
+    """Print how the evaluation went, returns (1, eval_episodes), and return what summary.json holds. threshold may be None."""
+    solved = None if threshold is None else bool(returns.mean() >= threshold)
+    statistics = f"mean {returns.mean():.1f}, standard deviation {returns.std():.1f}, worst {returns.min():.0f}"
+    verdict = "no threshold" if threshold is None else f"{'' if solved else 'not '}solved (threshold {threshold:g})"
+    print(f"{returns.size} greedy episodes: {statistics}; {verdict}")
+    names = "seed", "eval_return_mean", "eval_return_std", "eval_return_min", "eval_episodes", "solved"
+    row = args.seed, returns.mean(), returns.std(), returns.min(), returns.size, solved
+    versions = {module.__name__: module.__version__ for module in (jax, optax, gymnasium, np, tyro)}
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    summary = {"script": SCRIPT, "args": asdict(args), "versions": versions, "device": device, **counts}
+    return summary | {"seeds": [dict(zip(names, row, strict=True))]}
 
 
 def main(args):
-    """Run the script. Returns the exit status: 0, 1 for a diverged loss, 2 for bad input, 130 after Ctrl-C."""
-    gc.freeze()  # the collector would search all imported modules again and again: 0.3 s of the whole command
+    """Run the script. Returns the exit status: 0, 2 on bad input, 130 after Ctrl-C."""
     try:
         check(args)
-        params = load_model(args.load_model) if args.load_model else None
-        if params is not None:
-            check_model(params, model_shapes(args), args.load_model)
+        env, camera = make_env(args), make_env(args, "rgb_array") if args.capture_video else None
+        torques = make_torques(args, env)
+        params, counts = load_model(args.load_model, torques) if args.load_model else None, {}
         if args.output_dir:
-            claim_output_dir(args.output_dir)
-    except ValueError as error:
+            Path(args.output_dir).mkdir(parents=True)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    progress = Progress(args)
-    signal.signal(signal.SIGINT, progress.on_interrupt)
     try:
-        result = train(args, params, progress, partial(keep_snapshot, args))
-        if result.interrupted:
-            print(f"interrupted after {result.env_steps:,} of {args.total_timesteps:,} steps", flush=True)
-        elif result.env_steps < args.total_timesteps:
-            print(f"stopped early after {result.env_steps:,} of {args.total_timesteps:,} steps", flush=True)
-        summary = summarize(args, result, evaluate(args, result.params))
-        print_summary(summary)
-        if args.output_dir:
-            save(args, result, summary)
-            print(f"kept in {args.output_dir}: {', '.join(FILES)}{', video.gif' * args.capture_video}")
-        return 130 if result.interrupted else 0
+        if not args.load_model:
+            if args.learning_starts >= args.total_timesteps:
+                print("no update in so few steps: total_timesteps must be above learning_starts")
+            params, episodes, counts = train(args, env)
+            if args.output_dir:
+                keep(args, params, episodes, torques)
+        summary = summarize(args, evaluate(args, params, env), counts, env.spec and env.spec.reward_threshold)
+        if camera:
+            film(args, params, camera)
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:  # a second Ctrl-C
-        print("interrupted again: stopped at once", file=sys.stderr)
+        sys.exit(f"error: {error}")  # status 1
+    except KeyboardInterrupt:
         return 130
+    if args.output_dir:
+        Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
+    return 130 if counts.get("interrupted") else 0
 
 
 if __name__ == "__main__":
