@@ -59,7 +59,7 @@ class Args:
     train_frequency: int = 16  # environment steps between two calls of the learner
     gradient_steps: int = 4  # updates in one call
     learning_starts: int = 2_000  # environment steps before the first update
-    buffer_size: int = 50_000  # transitions in the replay buffer
+    buffer_size: int = 25_000  # transitions in the replay buffer
     batch_size: int = 64  # transitions in one update
     hidden_sizes: tuple[int, ...] = (128, 128)  # units in each hidden layer
     layer_norm: bool = True  # normalize each hidden layer before its ReLU
@@ -69,7 +69,6 @@ class Args:
     n_step: int = 3  # rewards in a target before it adds Q; 1 in the paper
     tau: float = 0.1  # fraction of the online weights mixed into the target network; 1 copies them
     target_network_frequency: int = 16  # environment steps between target updates, at most one for each call
-    double_dqn: bool = False  # let the online network choose the action that the target network values
     reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
     end_e: float = 0.02  # epsilon at the end
@@ -195,10 +194,7 @@ def make_optimizer(args):
 def update(args, params, target_params, opt_state, batch):
     """One gradient step on the mean squared error. Returns the new params, the new opt_state and the loss."""
     # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)
-    # Double DQN (van Hasselt et al. 2016) takes Q(s_n, a*; w-) with a* = argmax_a' Q(s_n, a'; w) for the maximum.
-    next_q = q_values(target_params, batch.next_obs)
-    best = jnp.argmax(q_values(params, batch.next_obs) if args.double_dqn else next_q, axis=1)
-    target = batch.reward + batch.discount * jnp.take_along_axis(next_q, best[:, None], axis=1)[:, 0]
+    target = batch.reward + batch.discount * jnp.max(q_values(target_params, batch.next_obs), axis=1)
 
     def loss_fn(params):
         q = jnp.take_along_axis(q_values(params, batch.obs), batch.action[:, None], axis=1)[:, 0]  # Q(s, a; w)
