@@ -4,8 +4,8 @@
 # ///
 """DQN on CartPole-v1 with everything compiled: environment, replay buffer, exploration and learning in one JAX program.
 
-What it teaches: an agent is a few arrays and a few pure functions over them. Write those, and `jax.jit` compiles the training
-loop into one fast program, and `jax.vmap` turns one agent into many.
+What it teaches: an agent is a few arrays and a few pure functions over them, so that `jax.jit` can compile its whole training
+loop and `jax.vmap` can train many at once.
 
 Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) trains a network Q(s, a; w) with weights w. It keeps a
 replay buffer of past steps (s, a, r, s'), because consecutive steps are too alike to learn from, and an older copy w- of the
@@ -18,7 +18,7 @@ weights, the target network, so that the target does not move with each update. 
     python dqn_cartpole_jax.py --output-dir runs/1            keep model.npz, returns.csv, curve.png and summary.json
     python dqn_cartpole_jax.py --load-model runs/1/model.npz  evaluate a kept model
 
-RESULT
+Measured on two cores of an AMD EPYC by tests/benchmark.py: RESULT.
 
 Unlike in the paper, a target sums n_step rewards before it adds Q (Sutton 1988), 64 environments take a joint step between two
 updates, the target network moves a little each time (tau), and Adam takes steps that shrink to 0 on the squared error.
@@ -46,34 +46,34 @@ import tyro
 # ---------- Arguments
 @dataclass(frozen=True)
 class Args:
-    """DQN on CartPole-v1. Periods and schedules count environment steps of one agent, summed over its environments."""
+    """DQN on CartPole-v1. Periods and schedules count the steps of all environments of an agent."""
 
     seed: int = 1  # same seed, same machine: the same bits
     num_seeds: int = 1  # agents trained at once, with seeds seed, seed + 1, ...
     total_timesteps: int = 256_000  # environment steps of the run
-    num_envs: int = 64  # environments that step together; each joint step is followed by an update
+    num_envs: int = 64  # environments that take a joint step before each update
     learning_starts: int = 6_400  # environment steps before the first update
     buffer_size: int = 96_000  # transitions in the replay buffer; a multiple of num_envs
     batch_size: int = 64  # transitions in one update
     hidden_sizes: tuple[int, ...] = (128,)  # units in each hidden layer
     learning_rate: float = 1e-2  # Adam's step size at the start
-    end_learning_rate: float = 0.0  # Adam's step size at the end; it falls linearly
+    end_learning_rate: float = 0.0  # and at the end; it falls linearly
     gamma: float = 0.98  # discount per step
     n_step: int = 5  # rewards in a target before it adds Q; 1 in the paper
-    tau: float = 0.05  # fraction of the online weights mixed into the target network; 1 copies them
+    tau: float = 0.05  # how far a target update moves to the online weights; 1 copies them
     target_network_frequency: int = 64  # environment steps between target updates
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
     end_e: float = 0.15  # epsilon at the end; high, so that the buffer also shows how to recover
     exploration_fraction: float = 0.5  # fraction of total_timesteps in which epsilon falls
     eval_episodes: int = 100  # greedy episodes at the end
-    output_dir: str | None = None  # a new folder to keep the run in
+    output_dir: str | None = None  # a new folder for the run
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
 # ---------- Environment
 # CartPole-v1 as gymnasium.make builds it: https://gymnasium.farama.org/environments/classic_control/cart_pole/
-# For your own environment change this section. The rest assumes that a step draws no random numbers, that a reset takes one
-# for each entry of the observation, and that no episode exceeds MAX_STEPS.
+# For your own environment change this section. The rest assumes that a step draws no random numbers, a reset takes one for each
+# entry of the observation, and no episode exceeds MAX_STEPS.
 
 OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angular velocity (rad/s)
 ACTIONS = 2  # push left, push right
@@ -88,7 +88,7 @@ class EnvState(NamedTuple):
 
 
 def reset(noise):
-    """Start states, each number of obs uniform in +-0.05, from noise (..., O) uniform in [0, 1)."""
+    """Start states from noise (..., O) in [0, 1): every number of obs uniform in +-0.05."""
     return EnvState(0.1 * noise - 0.05, np.zeros(noise.shape[:-1], np.int32))
 
 
@@ -106,7 +106,7 @@ def step(state, action):
     x_acc = push - 0.1 * 0.5 * theta_acc * cos / 1.1
     obs = state.obs + 0.02 * jnp.stack([x_dot, x_acc, theta_dot, theta_acc], axis=1)
     terminated = (jnp.abs(obs[:, 0]) > 2.4) | (jnp.abs(obs[:, 2]) > math.radians(12))
-    reward = jnp.ones(len(obs))  # on the last step too
+    reward = jnp.ones(len(obs))
     return EnvState(obs, state.time + 1), reward, terminated, state.time + 1 >= MAX_STEPS
 
 
@@ -138,13 +138,13 @@ class Transition(NamedTuple):
     reward: jax.Array  # (...,) r_1 + gamma r_2 + ... + gamma^(n-1) r_n, fewer terms if the episode ended
     discount: jax.Array  # (...,) weight of the value of next_obs: gamma^(number of rewards), 0 where terminated
     next_obs: jax.Array  # (..., O) the observation after the last reward, from before the reset
-    ended: jax.Array  # (...,) the episode ended, so no reward is added; used in the queue only
+    ended: jax.Array  # (...,) the episode ended, so no reward is added; for the queue only
 
 
 def extend(queue, obs, action, reward, next_obs, terminated, truncated, gamma):
     """Begin N transitions in the queue (n, N, ...) and add this step (N, ...) to all of it. Its row 0 is then complete."""
     begun = Transition(obs, action, jnp.zeros_like(reward), jnp.ones_like(reward), next_obs, jnp.zeros_like(terminated))
-    # `jax.tree.map` applies a function to every field: drop the old row 0 and append a row.
+    # `jax.tree.map` applies a function to every field: here, drop row 0 and append a row.
     queue = jax.tree.map(lambda rows, new: jnp.concatenate([rows[1:], new[None]]), queue, begun)
     return queue._replace(
         reward=queue.reward + jnp.where(queue.ended, 0, queue.discount * reward),
@@ -175,7 +175,7 @@ def make_optimizer(args):
 
 
 def update(args, params, target_params, opt_state, batch):
-    """One gradient step on the mean squared error. Returns the new params, the new opt_state and the loss."""
+    """One gradient step on the mean squared error. Returns the new params and opt_state, and the loss."""
     # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)
     target = batch.reward + batch.discount * jnp.max(q_values(target_params, batch.next_obs), axis=1)
 
@@ -200,7 +200,7 @@ class Agent(NamedTuple):  # all that changes while an agent trains
 
 
 def init_agents(args, rngs):
-    """The agents before training: an Agent whose arrays have a first axis K. NumPy has nothing to compile."""
+    """The agents before training: an Agent whose arrays have a first axis K."""
     params = [init_params(rng, (OBS_SIZE, *args.hidden_sizes, ACTIONS)) for rng in rngs]
     env_state = reset(np.stack([rng.random((args.num_envs, OBS_SIZE), np.float32) for rng in rngs]))
 
@@ -266,7 +266,7 @@ def train(args):
     loss that is not finite raises FloatingPointError.
     """
     started = time.perf_counter()
-    # A chunk takes 1 MB of noise at most. If the steps do not divide equally, the run is a little shorter.
+    # A chunk takes 1 MB of noise at most. The run is a little shorter if the steps do not divide equally.
     joint_steps, numbers = args.total_timesteps // args.num_envs, args.num_envs * (2 + OBS_SIZE) + args.batch_size
     chunks = math.ceil(joint_steps / max(1, 250_000 // numbers))
     devices = jax.devices()[: math.gcd(args.num_seeds, jax.device_count())]  # each takes equally many agents
@@ -313,7 +313,7 @@ def train(args):
 
 # ---------- Evaluation
 def evaluate(args, params):
-    """Returns (K, eval_episodes) of greedy episodes, from starts that no training uses; params of one agent or of K."""
+    """Returns (K, eval_episodes) of greedy episodes from starts that no training uses; params of one agent or of K."""
     if params["b0"].ndim == 1:
         params = jax.tree.map(lambda x: x[None], params)
 
@@ -327,12 +327,12 @@ def evaluate(args, params):
         (_, _, total), _ = jax.lax.scan(one_step, start, length=MAX_STEPS)
         return total
 
-    noise = np.random.default_rng(2**31).random((args.eval_episodes, OBS_SIZE), np.float32)  # other seeds are below 2^31
+    noise = np.random.default_rng(2**31).random((args.eval_episodes, OBS_SIZE), np.float32)  # no agent's seed
     return np.asarray(jax.jit(jax.vmap(play, (0, None)))(params, noise))
 
 
 # ---------- Command line
-SCRIPT = "dqn_cartpole_jax.py"  # a kept model names it
+SCRIPT = "dqn_cartpole_jax.py"
 
 
 def check(args):
@@ -366,19 +366,19 @@ def load_model(path):
         one = params if params["b0"].ndim == 1 else {name: x[0] for name, x in params.items()}
         if script != SCRIPT or q_values(one, np.zeros((1, OBS_SIZE))).shape != (1, ACTIONS):
             raise ValueError(f"it is from {script} or of other shapes")
-    except Exception as error:  # a damaged file raises one of half a dozen kinds
+    except Exception as error:  # of half a dozen kinds
         raise ValueError(f"load_model: {path}: {error}") from None
     return params
 
 
 def keep(args, params, episodes):
     """Write model.npz, returns.csv and curve.png into output_dir."""
-    from matplotlib.figure import Figure  # only here: importing it takes long
+    from matplotlib.figure import Figure  # slow to import
 
     folder, header = Path(args.output_dir), "env_step,episode_return,seed"
     np.savez(folder / "model.npz", script=SCRIPT, **params)
     np.savetxt(folder / "returns.csv", episodes, ("%d", "%g", "%d"), ",", header=header, comments="")
-    figure = Figure(layout="constrained")
+    figure = Figure()
     axes = figure.add_subplot(xlabel="environment steps", ylabel="return, and mean of 100", title="DQN on CartPole-v1")
     steps, returns, _ = episodes.T
     axes.plot(steps, returns, ".", markersize=1, color="0.75")
@@ -388,13 +388,13 @@ def keep(args, params, episodes):
 
 
 def summarize(args, returns, counts):
-    """Print how the evaluation went, returns (K, eval_episodes), and return what summary.json holds."""
+    """Print how the evaluation went, returns (K, eval_episodes), and give what summary.json holds."""
     solved = returns.mean(axis=1) >= SOLVED_RETURN
     statistics = f"mean {returns.mean():.1f}, standard deviation {returns.std():.1f}, worst {returns.min():.0f}"
     print(f"{returns.size} greedy episodes: {statistics}; {solved.sum()} of {len(solved)} solved (threshold {SOLVED_RETURN:g})")
     names = "seed", "eval_return_mean", "eval_return_std", "eval_return_min", "eval_episodes", "solved"
     rows = [(args.seed + k, x.mean(), x.std(), x.min(), len(x), bool(solved[k])) for k, x in enumerate(returns.astype(float))]
-    versions = {module.__name__: module.__version__ for module in (jax, optax, np, tyro)}
+    versions = {m.__name__: m.__version__ for m in (jax, optax, np, tyro)}
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     summary = {"script": SCRIPT, "args": asdict(args), "versions": versions, "device": device, **counts}
     return summary | {"seeds": [dict(zip(names, row, strict=True)) for row in rows]}
@@ -414,7 +414,7 @@ def main(args):
     try:
         if not args.load_model:
             if args.learning_starts >= args.total_timesteps:
-                print("no update in so few steps: total_timesteps must be above learning_starts")
+                print("no update: total_timesteps is not above learning_starts")
             params, episodes, counts = train(args)
             if args.output_dir:
                 keep(args, params, episodes)

@@ -64,10 +64,10 @@ class Args:
     hidden_sizes: tuple[int, ...] = (128, 128)  # units in each hidden layer
     layer_norm: bool = True  # normalize each hidden layer before its ReLU
     learning_rate: float = 3e-3  # Adam's step size at the start
-    end_learning_rate: float = 0.0  # Adam's step size at the end; it falls linearly
+    end_learning_rate: float = 0.0  # and at the end; it falls linearly
     gamma: float = 0.99  # discount per step
     n_step: int = 3  # rewards in a target before it adds Q; 1 in the paper
-    tau: float = 0.1  # fraction of the online weights mixed into the target network; 1 copies them
+    tau: float = 0.1  # how far a target update moves to the online weights; 1 copies them
     target_network_frequency: int = 16  # environment steps between target updates, at most one for each call
     reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
@@ -76,7 +76,7 @@ class Args:
     eval_episodes: int = 100  # greedy episodes at the end
     eval_frequency: int | None = None  # environment steps between snapshots, model_STEP.npz, evaluated at the end
     capture_video: bool = False  # film an episode of each snapshot and of the final model as GIFs in output_dir
-    output_dir: str | None = None  # a new folder to keep the run in
+    output_dir: str | None = None  # a new folder for the run
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
@@ -192,7 +192,7 @@ def make_optimizer(args):
 
 
 def update(args, params, target_params, opt_state, batch):
-    """One gradient step on the mean squared error. Returns the new params, the new opt_state and the loss."""
+    """One gradient step on the mean squared error. Returns the new params and opt_state, and the loss."""
     # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)
     target = batch.reward + batch.discount * jnp.max(q_values(target_params, batch.next_obs), axis=1)
 
@@ -288,7 +288,8 @@ def train(args, env):
 # ---------- Evaluation
 def evaluate(args, params, env):
     """Returns (1, eval_episodes) of greedy episodes, with seeds that no training uses."""
-    return np.array([[play(params, env, 2**30 + k)[0] for k in range(args.eval_episodes)]])
+    seeds = 2**30 + args.eval_episodes * args.seed + np.arange(args.eval_episodes)
+    return np.array([[play(params, env, int(seed))[0] for seed in seeds]])
 
 
 def play(params, env, seed, every=0):
@@ -303,7 +304,7 @@ def play(params, env, seed, every=0):
 
 
 # ---------- Command line
-SCRIPT = "dqn_lunarlander.py"  # a kept model names it
+SCRIPT = "dqn_lunarlander.py"
 
 
 def check(args):
@@ -338,19 +339,19 @@ def load_model(path, env=None):
         sizes = len(params["w0"]), len(q_values(params, np.zeros(len(params["w0"]))))
         if script != SCRIPT or env and sizes != env_sizes(env):
             raise ValueError(f"it is from {script} or of other shapes")
-    except Exception as error:  # a damaged file raises one of half a dozen kinds
+    except Exception as error:  # of half a dozen kinds
         raise ValueError(f"load_model: {path}: {error}") from None
     return params
 
 
 def keep(args, params, episodes):
     """Write model.npz, returns.csv and curve.png into output_dir."""
-    from matplotlib.figure import Figure  # only here: importing it takes long
+    from matplotlib.figure import Figure  # slow to import
 
     folder, header = Path(args.output_dir), "env_step,episode_return,episode_length"
     np.savez(folder / "model.npz", script=SCRIPT, **params)
     np.savetxt(folder / "returns.csv", episodes, ("%d", "%g", "%d"), ",", header=header, comments="")
-    figure = Figure(layout="constrained")
+    figure = Figure()
     axes = figure.add_subplot(xlabel="environment steps", ylabel="return, and mean of 100", title=f"DQN on {args.env_id}")
     steps, returns, _ = episodes.T
     axes.plot(steps, returns, ".", markersize=1, color="0.75")
@@ -378,7 +379,7 @@ def summarize(args, returns, counts, threshold):
     print(f"{returns.size} greedy episodes: {statistics}; {verdict}")
     names = "seed", "eval_return_mean", "eval_return_std", "eval_return_min", "eval_episodes", "solved"
     row = args.seed, returns.mean(), returns.std(), returns.min(), returns.size, solved
-    versions = {module.__name__: module.__version__ for module in (jax, optax, gymnasium, np, tyro)}
+    versions = {m.__name__: m.__version__ for m in (jax, optax, gymnasium, np, tyro)}
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     summary = {"script": SCRIPT, "args": asdict(args), "versions": versions, "device": device, **counts}
     return summary | {"seeds": [dict(zip(names, row, strict=True))]}
@@ -399,7 +400,7 @@ def main(args):
     try:
         if not args.load_model:
             if args.learning_starts >= args.total_timesteps:
-                print("no update in so few steps: total_timesteps must be above learning_starts")
+                print("no update: total_timesteps is not above learning_starts")
             params, episodes, counts = train(args, env)
             if args.output_dir:
                 keep(args, params, episodes)

@@ -26,11 +26,11 @@ Running out of time does not end the maze: a truncated step bootstraps from the 
 RESULT
 
 On ice every target is noisy. So alpha falls with the visits of a pair (s, a), the values are averaged over the second half of
-the run (Polyak and Juditsky 1992), and training episodes start in any free cell (exploring starts, Sutton and Barto 2018).
+the run (Polyak and Juditsky 1992), and episodes start in any free cell (exploring starts, Sutton and Barto 2018).
 
-Letters in shapes: S cells, A actions, T steps. The observation obs is the number of the cell, s. If you are new to JAX: `jax.jit`
-compiles a function of arrays, so branch on array values with `jnp.where`, not `if`; `x.at[i].add(1)` is x with one entry changed,
-in place once compiled.
+Letters in shapes: S cells, A actions, T steps. The observation obs is the number of the cell, s. If you are new to JAX:
+`jax.jit` compiles a function of arrays, so branch on array values with `jnp.where`, not `if`; `x.at[i].add(1)` is x with one
+entry changed, in place once compiled.
 """
 
 import importlib.util
@@ -64,13 +64,13 @@ class Args:
     gamma: float = 0.95  # discount per step
     epsilon: float = 0.5  # fraction of random actions
     eval_episodes: int = 100  # greedy episodes at the end
-    output_dir: str | None = None  # a new folder to keep the run in
+    output_dir: str | None = None  # a new folder for the run
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
 # ---------- Environment
-# A grid like Gymnasium's FrozenLake, https://gymnasium.farama.org/environments/toy_text/frozen_lake/, but a hole costs 1 and the
-# actions have another order. For your own environment change this section; the rest knows only numbers of cells.
+# Like Gymnasium's FrozenLake, https://gymnasium.farama.org/environments/toy_text/frozen_lake/, but a hole costs 1 and the actions
+# have another order. For your own environment change this section; the rest knows only numbers of cells.
 
 BOARDS = {
     "2x3": "SFH/HFG",
@@ -152,25 +152,19 @@ def q_values(params, obs):
 
 
 # ---------- Learning
-def td_target(args, params, reward, next_obs, terminated):
-    """What Q(s, a) should have been, after one step."""
+def update(args, params, obs, action, reward, next_obs, terminated, alpha):
+    """One step of Q-learning at the pair (obs, action). Returns the new params; both branches compute the same numbers."""
     # y = r + gamma max_a' Q(s', a'),   y = r where s' ends the episode
-    return reward + args.gamma * jnp.where(terminated, 0, jnp.max(q_values(params, next_obs)))
-
-
-def loss_fn(params, obs, action, target):
-    """Half the squared error of Q(s, a) against the target: its gradient is -(y - Q(s, a)) at the pair and 0 elsewhere."""
-    return 0.5 * (target - q_values(params, obs)[action]) ** 2
-
-
-def update(params, obs, action, target, alpha):
-    """One step of Q-learning at the pair (obs, action). Both branches compute the same numbers."""
+    target = reward + args.gamma * jnp.where(terminated, 0, jnp.max(q_values(params, next_obs)))
     if "q_table" in params:
         # Q(s, a) <- Q(s, a) + alpha (y - Q(s, a))
         q_table = params["q_table"]
         return {"q_table": q_table.at[obs, action].add(alpha * (target - q_table[obs, action]))}
-    grads = jax.grad(loss_fn)(params, obs, action, target)
-    return jax.tree.map(lambda w, gradient: w - alpha * gradient, params, grads)
+
+    def loss_fn(params):  # its gradient is -(y - Q(s, a)) at the pair and 0 elsewhere
+        return 0.5 * (target - q_values(params, obs)[action]) ** 2
+
+    return jax.tree.map(lambda w, gradient: w - alpha * gradient, params, jax.grad(loss_fn)(params))
 
 
 # ---------- Training
@@ -194,12 +188,10 @@ def act_and_learn(args, maze, agent, noise):
     # Step.
     env_state, reward, terminated, truncated = step(args, maze, agent.env_state, action, noise[1])
 
-    # Learn.
-    target = td_target(args, agent.params, reward, env_state.cell, terminated)
-    # Count first and read the count after: the other way round XLA copies the table at every step, 20 times as slow.
+    # Learn. Count first and read the count after: the other way round XLA copies the table at every step, 20 times as slow.
     visits = agent.visits.at[obs, action].add(1)
     alpha = args.learning_rate * visits[obs, action].astype(jnp.float32) ** -args.decay_power
-    params = update(agent.params, obs, action, target, alpha)
+    params = update(args, agent.params, obs, action, reward, env_state.cell, terminated, alpha)
 
     # Start again in any free cell where the episode ended.
     ended, episode_return = terminated | truncated, agent.episode_return + reward
@@ -230,12 +222,13 @@ def train(args):
     """
     started = time.perf_counter()
     maze, rng = read_board(args.board), np.random.default_rng(args.seed)
-    exact, total_timesteps = exact_q(args, maze), default_timesteps(args)
-    size = min(2**16, -(-total_timesteps // 64))  # steps in a chunk
+    exact, cells, on_ice = exact_q(args, maze), len(maze.reward), args.slip_prob > 0 and args.method == "table"
+    total_timesteps = args.total_timesteps or (50_000 * cells**2 if on_ice else 20_000 * cells)
+    chunks = min(total_timesteps, max(64, total_timesteps // 2**16))  # each gives a point of the curve
     start = EnvState(np.int32(maze.start), np.int32(0))
     params, visits = init_params(args.method, maze.neighbor.shape), np.zeros(maze.neighbor.shape, np.int32)
     agent = jax.tree.map(jnp.asarray, Agent(params, visits, start, np.float32(0)))
-    noise = rng.random((size, 3), np.float32)
+    noise = rng.random((total_timesteps // chunks, 3), np.float32)
     run_chunk = jax.jit(partial(train_chunk, args, maze), donate_argnums=0)  # donated: the next Agent is written over it
     if not jax.config.jax_disable_jit:
         run_chunk = run_chunk.lower(agent, noise).compile()
@@ -243,17 +236,16 @@ def train(args):
 
     env_steps, windows, average, averaged, interrupted = 0, [], 0, 0, False
     try:
-        while env_steps < total_timesteps:
+        for chunk in range(chunks):
             agent, episodes, total = run_chunk(agent, noise)  # comes back at once (asynchronous dispatch)
-            noise = rng.random((size, 3), np.float32)  # while the chunk runs
+            env_steps, noise = env_steps + len(noise), rng.random(noise.shape, np.float32)  # drawn while the chunk runs
             params = jax.device_get(agent.params)
-            env_steps += size
             (values,) = params.values()  # q_table or w0: either holds Q(s, a)
             windows.append((env_steps, total / max(episodes, 1), np.abs(values - exact)[maze.free].max()))
-            if 2 * env_steps > total_timesteps:
+            if 2 * chunk >= chunks:
                 average, averaged = average + values.astype(float), averaged + 1
             now = time.perf_counter()
-            if now - printed > 1 or env_steps >= total_timesteps:
+            if now - printed > 1 or chunk == chunks - 1:
                 printed, speed = now, env_steps / (now - compiled)
                 progress = f"{env_steps:,} steps, recent return {windows[-1][1]:.2f}, largest error {windows[-1][2]:.2g}"
                 print(f"{progress}, {speed:,.0f} steps/s, {(total_timesteps - env_steps) / speed:.0f} s left", flush=True)
@@ -265,13 +257,6 @@ def train(args):
     counts = {"env_steps": env_steps, "interrupted": interrupted, "compile_seconds": compiled - started}
     counts |= {"train_seconds": seconds, "steps_per_second": env_steps / seconds}
     return params, np.array(windows, float).reshape(-1, 3), counts
-
-
-def default_timesteps(args):
-    """Steps of the run: total_timesteps or, unless that is given, as many as a board of this size needs."""
-    cells = len(read_board(args.board).reward)
-    on_ice = args.slip_prob > 0 and args.method == "table"
-    return args.total_timesteps or (50_000 * cells**2 if on_ice else 20_000 * cells)
 
 
 # ---------- Evaluation
@@ -297,7 +282,7 @@ def lost_value(args, params):
 
 
 # ---------- Command line
-SCRIPT = "q_table_maze.py"  # a kept model names it
+SCRIPT = "q_table_maze.py"
 
 
 def check(args):
@@ -321,19 +306,19 @@ def load_model(path, maze=None):
         script, (values,) = params.pop("script"), params.values()
         if script != SCRIPT or maze and values.shape != maze.neighbor.shape:
             raise ValueError(f"it is from {script}, for a board of {len(values)} cells")
-    except Exception as error:  # a damaged file raises one of half a dozen kinds
+    except Exception as error:  # of half a dozen kinds
         raise ValueError(f"load_model: {path}: {error}") from None
     return params
 
 
 def keep(args, params, windows):
     """Write model.npz, returns.csv and curve.png into output_dir."""
-    from matplotlib.figure import Figure  # only here: importing it takes long
+    from matplotlib.figure import Figure  # slow to import
 
     folder, header = Path(args.output_dir), "env_step,episode_return,largest_error"
     np.savez(folder / "model.npz", script=SCRIPT, **params)
     np.savetxt(folder / "returns.csv", windows, ("%d", "%g", "%g"), ",", header=header, comments="")
-    figure = Figure(layout="constrained")
+    figure = Figure()
     axes = figure.add_subplot(
         xlabel="environment steps", ylabel="largest error of a value", title=f"Q-learning on {args.board}"
     )
@@ -342,14 +327,14 @@ def keep(args, params, windows):
 
 
 def summarize(args, returns, counts, lost):
-    """Print how the evaluation went, returns (1, eval_episodes), and return what summary.json holds."""
+    """Print how the evaluation went, returns (1, eval_episodes), and give what summary.json holds."""
     solved = lost <= 1e-3
     statistics = f"mean {returns.mean():.2f}, standard deviation {returns.std():.2f}, worst {returns.min():.0f}"
     print(f"{returns.size} greedy episodes: {statistics}")
     print(f"the greedy policy is within {lost:.2g} of the best value in every reachable cell: {'' if solved else 'not '}solved")
     names = "seed", "eval_return_mean", "eval_return_std", "eval_return_min", "eval_episodes", "lost_value", "solved"
     row = args.seed, returns.mean(), returns.std(), returns.min(), returns.size, lost, solved
-    versions = {module.__name__: module.__version__ for module in (jax, np, tyro)}
+    versions = {m.__name__: m.__version__ for m in (jax, np, tyro)}
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     summary = {"script": SCRIPT, "args": asdict(args), "versions": versions, "device": device, **counts}
     return summary | {"seeds": [dict(zip(names, row, strict=True))]}

@@ -1,17 +1,16 @@
-"""Make every figure and picture of the README: python tests/benchmark.py [--only SCRIPT ...] [--quick]
+"""Measure the scripts and make what the README shows: python tests/benchmark.py [--only NAME ...] [--against DIR]
 
-Each run is a script started as a user starts it, in its own process. Finished runs are kept in runs/benchmark and not run
-again as long as the script and the flags stay the same; results/ gets the table and the pictures, and the README the table.
-No default was tuned on the seeds used here. Timings want a machine with nothing else running, for about 45 minutes.
+Each run is a script started as a user starts it, in its own process with one thread and on one core, two processes at a time; rows
+marked `alone` run one at a time, on both cores, for their speed. Finished runs are kept in runs/benchmark and not repeated as long
+as the script and its flags stay the same. Writes results/results.csv, the pictures and the table of the README.
+With --against DIR, a checkout of an earlier commit, it measures nothing but speed: alternating runs of both, as ratios.
+No default was chosen with the seeds used here.
 """
 
-import ast
 import csv
-import datetime
 import hashlib
 import json
 import os
-import pathlib
 import platform
 import re
 import shutil
@@ -19,459 +18,275 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
-import imageio.v3
 import numpy as np
 import tyro
 
-ROOT = pathlib.Path(__file__).parent.parent
-RUNS = ROOT / "runs" / "benchmark"
-RESULTS = ROOT / "results"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+RUNS, RESULTS, README = ROOT / "runs" / "benchmark", ROOT / "results", ROOT / "README.md"
+START, END = "<!-- table of tests/benchmark.py -->", "<!-- end of table -->"
 MAZE, CARTPOLE = "q_table_maze.py", "dqn_cartpole_jax.py"
 LANDER, PENDULUM = "dqn_lunarlander.py", "dqn_pendulum_discretized.py"
-# Defaults were chosen on seeds below 100. Seeds 1000 to 1099 were looked at once with earlier defaults, and so were 2000 to
-# 2009 with an earlier buffer_size of the pendulum file, which therefore has seeds of its own.
-FIRST_SEED = {MAZE: 2000, CARTPOLE: 2000, LANDER: 2000, PENDULUM: 3000}
-
-# The peers' own settings: luchris429/purejaxrl (purejaxrl/dqn.py) and RPegoud/jym (the CartPole notebook), which is tutorial 5.
-PUREJAXRL = (
-    "--num-envs 10 --train-frequency 10 --buffer-size 10000 --batch-size 128 --hidden-sizes 120 84 --learning-rate 2.5e-4"
-    " --no-anneal-lr --gamma 0.99 --n-step 1 --tau 1 --target-network-frequency 500 --learning-starts 10000 --start-e 1"
-    " --end-e 0.05 --exploration-fraction 0.5 --no-scale-obs --total-timesteps 500000"
-)
-JYM = (
-    "--num-envs 1 --train-frequency 1 --buffer-size 512 --batch-size 32 --hidden-sizes 64 64 64 --learning-rate 1e-3"
-    " --no-anneal-lr --gamma 0.9 --n-step 1 --tau 1 --target-network-frequency 10 --learning-starts 32 --start-e 0.3"
-    " --end-e 0.015 --exploration-fraction 1 --no-scale-obs --total-timesteps 20000"
-)
-# CleanRL's dqn_jax.py on LunarLander-v3 as shared/measurements.md timed it: batch 64, an update every 4 steps, 120-84 units.
-CLEANRL = (
-    "--batch-size 64 --hidden-sizes 120 84 --no-layer-norm --n-step 1 --no-double-dqn --tau 1 --target-network-frequency 500"
-    " --learning-rate 2.5e-4 --no-anneal-lr --buffer-size 10000 --start-e 1 --end-e 0.05 --exploration-fraction 0.5"
-    " --learning-starts 10000 --reward-scale 1 --average-rate 1 --eval-episodes 5 --total-timesteps 60000"
-)
-# The other tutorials' settings, as near as our files come (shared/tutorials.md).
-TUTORIAL_1 = (
-    "--start-e 0 --end-e 0 --learning-rate 0.8 --halving-visits inf --gamma 0.95 --max-episode-steps 4 --total-timesteps 200"
-)
-TUTORIAL_2 = (
-    "--q-input state-action --num-bins 1000 --hidden-sizes 10 --no-layer-norm --start-e 0.1 --end-e 0.1 --buffer-size 100"
-    " --batch-size 32 --learning-starts 100 --train-frequency 4 --gradient-steps 1 --n-step 1 --no-double-dqn"
-    " --learning-rate 1e-3 --no-anneal-lr --reward-scale 1 --average-rate 1 --total-timesteps 20000"
-)
-TUTORIAL_3 = (
-    "--hidden-sizes 64 64 --no-layer-norm --learning-rate 1e-3 --no-anneal-lr --buffer-size 10000 --learning-starts 10000"
-    " --batch-size 32 --train-frequency 4 --gradient-steps 1 --gamma 0.995 --n-step 1 --tau 0.001 --target-network-frequency 4"
-    " --no-double-dqn --reward-scale 1 --end-e 0.01 --early-stop --total-timesteps 400000"
-)
-TUTORIAL_4 = (
-    "--env-id CartPole-v1 --hidden-sizes 300 100 --no-layer-norm --learning-rate 1e-3 --no-anneal-lr --buffer-size 100000"
-    " --learning-starts 1000 --batch-size 32 --train-frequency 4 --gradient-steps 4 --n-step 1 --tau 1"
-    " --target-network-frequency 100 --no-double-dqn --reward-scale 1 --average-rate 1 --start-e 0.3 --end-e 0.3"
-    " --total-timesteps 30000"
-)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: `runs` processes, each with `agents` seeds, from the script's FIRST_SEED on."""
+    """A line of results.csv: `runs` processes with consecutive seeds, each of `agents` agents."""
 
     name: str
     script: str
-    environment: str
     flags: str = ""
-    runs: int = 1
+    first_seed: int = 5000
+    runs: int = 10
     agents: int = 1
-    one_core: bool = False  # pin the processes to one core
-    cold: bool = False  # also time the bare command, as a user types it
-    bare: bool = False  # also time the environment alone
-    in_readme: bool = True
+    alone: bool = False  # one process at a time, for its speed
+    readme: str = ""  # its name in the README's table; not in it if empty
 
 
-ICE = "--slip-prob 0.66667"
-SPEED = "--total-timesteps 20000000"
-LONG = "--num-envs 50 --train-frequency 50 --target-network-frequency 50 --total-timesteps 2000000"
-SMALL = "--env-id CartPole-v1 --hidden-sizes 16 --no-layer-norm --gradient-steps 1 --eval-episodes 2 --buffer-size 100000"
-
-
-def boards():
+def maze_rows():
+    """Every board with every slip, and the network on every board."""
     for board in ("2x3", "4x5", "4x4", "8x8"):
-        yield Row(f"maze {board}", MAZE, board, f"--board {board}", agents=20)
-        yield Row(f"maze {board} on ice", MAZE, f"{board} on ice", f"--board {board} {ICE}", agents=20)
+        for slip in ("0", "0.1", "0.2", "0.3333", "0.6667"):
+            yield Row(f"maze {board}, slip {slip}", MAZE, f"--board {board} --slip-prob {slip}", runs=20)
+        yield Row(f"maze {board}, network", MAZE, f"--board {board} --method network", runs=5)
 
 
+INVERTED, SWING, THOUSAND = "InvertedPendulum-v5", "Pendulum-v1", "--q-input state-action --num-bins 1000"
 ROWS = [
-    *boards(),
-    Row("maze 8x8, one core", MAZE, "8x8", f"--board 8x8 {SPEED}", 5, one_core=True, in_readme=False),
-    Row("maze 8x8 on ice, one core", MAZE, "8x8", f"--board 8x8 {ICE} {SPEED}", 5, one_core=True, in_readme=False),
-    Row("maze 8x8, 16 seeds", MAZE, "8x8", f"--board 8x8 {SPEED}", 3, agents=16, in_readme=False),
-    Row("maze, one seed", MAZE, "2x3", "", 5, one_core=True, cold=True, in_readme=False),
-    Row("maze, network", MAZE, "2x3", "--method network", 5, one_core=True),
-    Row("CartPole", CARTPOLE, "CartPole-v1", agents=100),
-    Row("CartPole, one seed", CARTPOLE, "CartPole-v1", "", 9, one_core=True, cold=True),
-    Row("CartPole, 16 seeds, one core", CARTPOLE, "CartPole-v1", "", 3, agents=16, one_core=True, in_readme=False),
-    Row("CartPole, 16 seeds", CARTPOLE, "CartPole-v1", "", 3, agents=16, in_readme=False),
-    Row("buffer of 10,000", CARTPOLE, "CartPole-v1", f"{LONG} --buffer-size 10000", 3, one_core=True, in_readme=False),
-    Row("buffer of 1,000,000", CARTPOLE, "CartPole-v1", f"{LONG} --buffer-size 1000000", 3, one_core=True, in_readme=False),
-    Row("CartPole, PureJaxRL's settings", CARTPOLE, "CartPole-v1", PUREJAXRL, runs=3),
-    Row("CartPole, jym's settings (tutorial 5)", CARTPOLE, "CartPole-v1", JYM, runs=3),
-    Row("LunarLander", LANDER, "LunarLander-v3", runs=10, bare=True),
-    Row("LunarLander file on CartPole", LANDER, "CartPole-v1", "--env-id CartPole-v1", runs=5),
-    Row("LunarLander file on Acrobot", LANDER, "Acrobot-v1", "--env-id Acrobot-v1", runs=5),
-    Row(
-        "LunarLander, CleanRL's settings, 4 updates every 16 steps",
-        LANDER,
-        "LunarLander-v3",
-        f"{CLEANRL} --train-frequency 16 --gradient-steps 4",
-        runs=5,
-        bare=True,
-    ),
-    Row(
-        "LunarLander, CleanRL's settings, 1 update every 4 steps",
-        LANDER,
-        "LunarLander-v3",
-        f"{CLEANRL} --train-frequency 4 --gradient-steps 1",
-        runs=5,
-        bare=True,
-    ),
-    Row("memory of 100,000 steps", LANDER, "CartPole-v1", f"{SMALL} --total-timesteps 100000", in_readme=False),
-    Row("memory of 1,000,000 steps", LANDER, "CartPole-v1", f"{SMALL} --total-timesteps 1000000", in_readme=False),
-    Row("InvertedPendulum", PENDULUM, "InvertedPendulum-v5", runs=10, bare=True),
-    Row("Pendulum", PENDULUM, "Pendulum-v1", "--env-id Pendulum-v1", runs=10, bare=True),
-    Row(
-        "InvertedPendulum, no layer norm",
-        PENDULUM,
-        "InvertedPendulum-v5",
-        "--no-layer-norm",
-        runs=3,
-        bare=True,
-        in_readme=False,
-    ),
-    Row("maze, tutorial 1", MAZE, "2x3", TUTORIAL_1, agents=20),
-    Row("InvertedPendulum, tutorial 2", PENDULUM, "InvertedPendulum-v5", TUTORIAL_2, runs=3),
-    Row("LunarLander, tutorial 3", LANDER, "LunarLander-v3", TUTORIAL_3, runs=3),
-    Row("CartPole, tutorial 4", LANDER, "CartPole-v1", TUTORIAL_4, runs=3),
-    Row(
-        "InvertedPendulum, 1000 torques as input",
-        PENDULUM,
-        "InvertedPendulum-v5",
-        "--q-input state-action --num-bins 1000",
-        runs=3,
-    ),
+    *maze_rows(),
+    Row("CartPole", CARTPOLE, "", 7000, 10, 100, readme="CartPole-v1"),
+    Row("CartPole, one at a time", CARTPOLE, "", 5000, 9, alone=True, readme="CartPole-v1, one agent alone"),
+    Row("LunarLander", LANDER, "", 5100, readme="LunarLander-v3"),
+    Row("LunarLander, one at a time", LANDER, "", 5110, 2, alone=True, readme="LunarLander-v3, one agent alone"),
+    Row("LunarLander, 200,000 steps", LANDER, "--total-timesteps 200000", 5100),
+    Row("LunarLander, 120,000 steps", LANDER, "--total-timesteps 120000", 5100),
+    Row("Acrobot", LANDER, "--env-id Acrobot-v1", runs=5, readme="Acrobot-v1 (dqn_lunarlander.py)"),
+    Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1", runs=5, readme="CartPole-v1 (dqn_lunarlander.py)"),
+    Row("InvertedPendulum", PENDULUM, "", runs=20, readme=INVERTED),
+    Row("InvertedPendulum, one at a time", PENDULUM, "", 5020, 3, alone=True),
+    Row("Pendulum", PENDULUM, f"--env-id {SWING}", readme=f"{SWING} (-137 is the best that a grid can do)"),
+    Row("InvertedPendulum, 1000 torques", PENDULUM, THOUSAND, readme=f"{INVERTED}, 1000 torques as an input"),
+    Row("Pendulum, 1000 torques", PENDULUM, f"{THOUSAND} --env-id {SWING}", runs=3),
 ]
-QUICK = {MAZE: 20_000, CARTPOLE: 25_600, LANDER: 15_000, PENDULUM: 5_000}
-VIDEO = "--capture-video --eval-frequency"
-FILMS = [
-    Row("lander film", LANDER, "LunarLander-v3", f"{VIDEO} 20000"),
-    Row("pole film", PENDULUM, "InvertedPendulum-v5", f"{VIDEO} 4000"),
-    Row("pendulum film", PENDULUM, "Pendulum-v1", f"--env-id Pendulum-v1 {VIDEO} 4000"),
-]
+COLUMNS = "name script flags seeds steps mean interval worst solved compile_seconds train_seconds steps_per_second".split()
+COLUMNS += ["device", "versions", "date"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- Runs
-
-
-def timed(command, core=None):
-    """Run a command, on one core if asked. Returns its output, wall seconds and peak memory in MB."""
-    pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None else None
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, preexec_fn=pin)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    return output, time.perf_counter() - started, usage.ru_maxrss / 1024
-
-
-def once(key, identity, work):
-    """work(folder), unless RUNS/key holds what it returned for the same identity. Gives that dict."""
-    folder = RUNS / key
-    done = folder / "done.json"
-    if done.exists():
-        kept = json.loads(done.read_text())
-        if kept["identity"] == identity:
-            return kept
+def start(script, flags, folder, cores, environment=None):
+    """Run a script with --output-dir folder on these cores. Returns the seconds that the whole command took."""
+    command = ["taskset", "-c", cores, sys.executable, str(script), *flags.split(), "--output-dir", str(folder)]
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    kept = {"identity": identity, "date": datetime.date.today().isoformat()} | work(folder)
-    done.write_text(json.dumps(kept))
-    return kept
+    begin = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | (environment or {}))
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return time.perf_counter() - begin
 
 
-def script_run(row, i, flags):
-    """Run number i of a row: its summary.json with the wall seconds and the peak memory."""
-    command = [str(ROOT / row.script), "--seed", str(FIRST_SEED[row.script] + i), *flags]
+def measure(row, runs_of):
+    """The line of results.csv for a row. runs_of keeps what finished: name to list of folders."""
+    code = hashlib.sha256((ROOT / row.script).read_bytes()).hexdigest()[:12]
+    cores = ["0", "1"] if not row.alone and os.cpu_count() > 1 else ["0-1" if os.cpu_count() > 1 else "0"]
+    free = list(cores)
 
-    def work(folder):
-        _, seconds, peak_mb = timed([*command, "--output-dir", str(folder / "run")], core=0 if row.one_core else None)
-        summary = json.loads((folder / "run" / "summary.json").read_text())
-        return {"summary": summary, "wall_seconds": seconds, "peak_mb": peak_mb, "folder": str(folder / "run")}
+    def one(i):
+        seed = row.first_seed + i * row.agents
+        flags = f"{row.flags} --seed {seed}" + (f" --num-seeds {row.agents}" if row.agents > 1 else "")
+        folder = RUNS / f"{row.script[:-3]}-{code}-{hashlib.sha256(flags.encode()).hexdigest()[:12]}-{len(cores)}"
+        if not (folder / "summary.json").exists():
+            core = free.pop()
+            try:
+                start(row.script, flags, folder, core, {"OMP_NUM_THREADS": "1"} if len(cores) > 1 else {})
+            finally:
+                free.append(core)
+        return folder
 
-    return once(f"{slug(row.name)}/{i}", identity(row.script, flags), work)
-
-
-BARE = """
-import sys, time, gymnasium
-env = gymnasium.make(sys.argv[1]); env.reset(seed=0); env.action_space.seed(0)
-actions = [env.action_space.sample() for _ in range(60_000)]
-start = time.perf_counter()
-for action in actions:
-    _, _, terminated, truncated, _ = env.step(action)
-    if terminated or truncated: env.reset()
-print(len(actions) / (time.perf_counter() - start))
-"""
-
-
-def extra_runs(row, i, flags):
-    """What is timed beside run i: the command without keeping anything, the imports alone, the environment alone."""
-
-    def work(folder):
-        times = {}
-        if row.cold:
-            times["cold"] = timed([str(ROOT / row.script), "--seed", str(FIRST_SEED[row.script] + i), *flags])[1]
-            times["imports"] = timed(["-c", "import jax, optax"])[1]
-        if row.bare:
-            times["bare"] = float(timed(["-c", BARE, row.environment])[0])
-        return times
-
-    return once(f"{slug(row.name)}/extra{i}", identity(row.script, flags), work)
-
-
-def identity(script, flags):
-    """Changes when the script's code or the flags do, but not with comments and docstrings, which state the results."""
-    module = ast.parse((ROOT / script).read_text())
-    for node in ast.walk(module):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            node.body = [part for part in node.body if not is_text(part)] or [ast.Pass()]
-    return hashlib.sha256((ast.unparse(module) + " ".join(flags)).encode()).hexdigest()
-
-
-def is_text(node):
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def slug(name):
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-# --------------------------------------------------------------------------------------------------------------- Table
-
-COLUMNS = (
-    "name script environment flags steps seeds return_mean interval_95 worst solved largest_error training_seconds"
-    " compile_seconds cold_command_seconds import_seconds steps_per_second bare_steps_per_second peak_memory_mb"
-    " versions processor date"
-).split()
-
-
-def measure(row, quick, report):
-    """All runs of a row, as a line of the table and the folders that hold them."""
-    flags = row.flags.split()
-    if row.agents > 1:
-        flags += ["--num-seeds", str(min(row.agents, 4) if quick else row.agents)]
-    if quick:
-        flags += ["--total-timesteps", str(QUICK[row.script]), "--eval-episodes", "5"]
-    count = 1 if quick else row.runs
-    runs, extras = [], []
-    for i in range(count):
-        report(f"{row.name}, run {i + 1} of {count}")
-        runs.append(script_run(row, i, flags))
-        if row.bare:
-            extras.append(extra_runs(row, i, flags))
-    for i in range((1 if quick else 9) if row.cold else 0):
-        report(f"{row.name}, cold command {i + 1}")
-        extras.append(extra_runs(row, i, flags))
-    summaries = [run["summary"] for run in runs]
+    with ThreadPoolExecutor(len(cores)) as pool:
+        folders = runs_of[row.name] = list(pool.map(one, range(row.runs)))
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     seeds = [seed for summary in summaries for seed in summary["seeds"]]
-    means = [seed["eval_return_mean"] for seed in seeds]
+    means = np.array([seed["eval_return_mean"] for seed in seeds])
     solved = [seed["solved"] for seed in seeds]
-    errors = [seed["error_all"] for seed in seeds if "error_all" in seed]
-    digits = 3 if row.script == MAZE else 1
-
-    def median(values, digits):
-        values = list(values)
-        return f"{statistics.median(values):.{digits}f}" if values else ""
-
-    line = {
+    middle = {name: statistics.median(x[name] for x in summaries) for name in COLUMNS[9:12]}
+    versions = " ".join(f"{name} {version}" for name, version in summaries[0]["versions"].items())
+    cpu = re.search(r"model name\t: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
         "name": row.name,
         "script": row.script,
-        "environment": row.environment,
         "flags": row.flags,
-        "steps": summaries[0]["env_steps"],
         "seeds": f"{seeds[0]['seed']} to {seeds[-1]['seed']}",
-        "return_mean": f"{statistics.mean(means):.{digits}f}",
-        "interval_95": f"{1.96 * statistics.stdev(means) / len(means) ** 0.5:.{digits}f}" if len(means) > 1 else "",
-        "worst": f"{min(means):.{digits}f}",
-        "solved": "" if None in solved else f"{sum(solved)} of {len(solved)}",
-        "largest_error": f"{max(errors):.1e}" if errors else "",
-        "training_seconds": median((s["train_seconds"] for s in summaries), 2),
-        "compile_seconds": median((s["compile_seconds"] for s in summaries), 2),
-        "cold_command_seconds": median((e["cold"] for e in extras if "cold" in e), 2)
-        or median((run["wall_seconds"] for run in runs), 1),
-        "import_seconds": median((e["imports"] for e in extras if "imports" in e), 2),
-        "steps_per_second": median((s["steps_per_second"] for s in summaries), 0),
-        "bare_steps_per_second": median((e["bare"] for e in extras if "bare" in e), 0),
-        "peak_memory_mb": median((run["peak_mb"] for run in runs), 0),
-        "versions": " ".join(f"{name} {version}" for name, version in summaries[0]["versions"].items()),
-        "processor": processor(),
-        "date": max(run["date"] for run in runs),
+        "steps": summaries[0]["env_steps"],
+        "mean": round(float(means.mean()), 3),
+        "interval": round(1.96 * float(means.std(ddof=1)) / len(means) ** 0.5, 3) if len(means) > 1 else "",
+        "worst": round(float(means.min()), 3),
+        "solved": "" if solved[0] is None else f"{sum(solved)} of {len(solved)}",
+        "compile_seconds": round(middle["compile_seconds"], 2),
+        "train_seconds": round(middle["train_seconds"], 2),
+        "steps_per_second": round(middle["steps_per_second"]),
+        "device": f"{os.cpu_count()} cores of {cpu[1] if cpu else platform.processor()}",
+        "versions": f"python {platform.python_version()} {versions}",
+        "date": time.strftime("%Y-%m-%d"),
     }
-    return line, [pathlib.Path(run["folder"]) for run in runs]
-
-
-def processor():
-    """The processor's name and the number of cores."""
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    return f"{os.cpu_count()} x {names[0] if names else platform.machine()}"
 
 
 def write_table(lines):
-    with open(RESULTS / "results.csv", "w", newline="") as file:
+    """results.csv, and the README's table between its two marks."""
+    with (RESULTS / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(lines)
+    table = ["| environment | steps | seeds | greedy return | worst seed | solved | training |", "| --- " * 7 + "|"]
+    found = {line["name"]: line for line in lines}
+    for row in ROWS:
+        if row.readme and row.name in found:
+            x = found[row.name]
+            seconds = f"{float(x['train_seconds']):.2f} s" if row.alone else ""
+            interval = f" ± {float(x['interval']):.1f}" if x["interval"] != "" else ""
+            table.append(
+                f"| {row.readme} | {int(x['steps']):,} | {x['seeds']} | {float(x['mean']):.1f}{interval} | {float(x['worst']):.1f}"
+                f" | {x['solved']} | {seconds} |"
+            )
+    before, start_mark, rest = README.read_text().partition(START)
+    if start_mark:
+        README.write_text(f"{before}{START}\n\n" + "\n".join(table) + f"\n\n{END}{rest.split(END)[1]}")
 
 
-HEADER = "| run | steps | seeds | greedy return, mean ± 95 % | worst seed | solved | training, s | steps/s |"
-START, END = "<!-- table of tests/benchmark.py -->", "<!-- end of table -->"
-
-
-def readme_table(lines):
-    """The table that the README shows, in Markdown."""
-    rows = [HEADER, "| --- " * (HEADER.count("|") - 1) + "|"]
-    for line in lines:
-        if next(row for row in ROWS if row.name == line["name"]).in_readme:
-            interval = f" ± {line['interval_95']}" if line["interval_95"] else ""
-            cells = line["name"], f"{int(line['steps']):,}", line["seeds"], line["return_mean"] + interval, line["worst"]
-            cells += line["solved"], line["training_seconds"], f"{int(line['steps_per_second']):,}"
-            rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def write_readme(lines):
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(START)
-    readme.write_text(f"{before}{START}\n\n{readme_table(lines)}\n\n{END}{rest.split(END)[1]}")
-
-
-# ------------------------------------------------------------------------------------------------------------ Pictures
-
-
-def curves(folders):
-    """Training returns over environment steps: the mean over seeds, and the band from the worst to the best of them."""
+def draw_curves(runs_of):
+    """Learning curves: the mean over the agents of their last 100 episodes, and a band from the worst to the best."""
     from matplotlib.figure import Figure
 
-    names = [name for name in ("CartPole", "LunarLander", "InvertedPendulum", "Pendulum") if name in folders]
-    thresholds = {"CartPole": 475, "LunarLander": 200, "InvertedPendulum": 950, "Pendulum": -150}
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    for axes, name in zip(figure.subplots(2, 2).flat, names, strict=False):
-        series = []
-        for folder in folders[name]:
-            data = np.genfromtxt(folder / "returns.csv", delimiter=",", names=True)
-            total = json.loads((folder / "summary.json").read_text())["env_steps"]
-            seeds = data["seed"] if "seed" in data.dtype.names else np.zeros(len(data))
-            for seed in np.unique(seeds):
-                series.append((data["env_step"][seeds == seed], data["episode_return"][seeds == seed]))
-        ends = np.linspace(0, total, 41)[1:]
-        means = np.array([[window_mean(*one, end, total / 20) for end in ends] for one in series])
-        axes.fill_between(ends, np.nanmin(means, axis=0), np.nanmax(means, axis=0), alpha=0.25, linewidth=0)
-        axes.plot(ends, np.nanmean(means, axis=0), linewidth=1.5)
-        axes.axhline(thresholds[name], color="0.4", linewidth=0.8, linestyle=":")
-        axes.set(title=f"{name}, {len(series)} seeds", xlabel="environment steps", ylabel="return while exploring")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.locator_params(axis="x", nbins=5)
+    names = {"CartPole": "CartPole-v1", "LunarLander": "LunarLander-v3", "InvertedPendulum": INVERTED, "Pendulum": SWING}
+    figure = Figure(figsize=(12, 2.8), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(1, 4), names.items(), strict=True):
+        tables = [np.loadtxt(folder / "returns.csv", delimiter=",", skiprows=1) for folder in runs_of.get(name, [])]
+        if name == "CartPole":  # many agents in one file; the first ten
+            tables = [table[table[:, 2] == seed] for table in tables[:1] for seed in np.unique(table[:, 2])[:10]]
+        if tables:
+            grid = np.linspace(0, max(table[-1, 0] for table in tables), 200)
+            recent = [
+                [table[table[:, 0] <= t, 1][-100:].mean() if t >= table[0, 0] else np.nan for t in grid] for table in tables
+            ]
+            recent = np.array(recent)[:, ~np.isnan(recent).any(axis=0)]
+            axes.fill_between(grid[-recent.shape[1] :], recent.min(axis=0), recent.max(axis=0), alpha=0.25, linewidth=0)
+            axes.plot(grid[-recent.shape[1] :], recent.mean(axis=0))
+        axes.set(title=f"{title}, {len(tables)} agents", xlabel="environment steps")
+    figure.supylabel("training return, last 100", fontsize=9)
     figure.savefig(RESULTS / "curves.png", dpi=110)
 
 
-def window_mean(steps, returns, end, width):
-    """Mean return of the episodes that ended in the window of this width before `end`; nan if none did."""
-    inside = (steps > end - width) & (steps <= end)
-    return returns[inside].mean() if inside.any() else np.nan
+def film(runs_of):
+    """pole.gif: a kept CartPole model in Gymnasium's own environment. lander.gif: three landings, early to late."""
+    import gymnasium
+    import imageio.v3
+
+    import dqn_cartpole_jax
+
+    start(CARTPOLE, "--seed 5000", RUNS / "pole", "0")
+    params = dqn_cartpole_jax.load_model(RUNS / "pole" / "model.npz")
+    env, frames = gymnasium.make("CartPole-v1", render_mode="rgb_array"), []
+    obs, ended = env.reset(seed=0)[0], False
+    while not ended and len(frames) < 150:
+        frames.append(env.render()[100:340:2, ::2].copy())
+        for _ in range(2):
+            obs, _, terminated, truncated, _ = env.step(int(dqn_cartpole_jax.q_values(params, obs[None]).argmax()))
+            ended = terminated or truncated or ended
+    imageio.v3.imwrite(RESULTS / "pole.gif", frames, duration=40, loop=0)
+    start(LANDER, "--seed 5100 --eval-frequency 50000 --capture-video --eval-episodes 5", RUNS / "lander", "0-1")
+    frames = [x for name in ("model_50000", "model") for x in imageio.v3.imread(RUNS / "lander" / f"{name}.gif")[:, ::1, ::1]]
+    imageio.v3.imwrite(RESULTS / "lander.gif", frames[::2], duration=80, loop=0)
 
 
-def mazes(folders):
-    """FrozenLake's maps with the greedy policy that a run on ice learned."""
-    from matplotlib.figure import Figure
+# Flags of an earlier commit (608c3bf) and of these files that mean the same, for the comparison of speeds.
+OLD_PLAIN = "--n-step 1 --tau 1 --no-anneal-lr --learning-rate 2.5e-4 --buffer-size 10000 --start-e 1 --end-e 0.05"
+PLAIN = OLD_PLAIN.replace("--no-anneal-lr", "--end-learning-rate 2.5e-4")
+PUREJAXRL = (
+    " --gamma 0.99 --exploration-fraction 0.5 --num-envs 10 --batch-size 128 --hidden-sizes 120 84 --learning-starts 10000"
+)
+PUREJAXRL += " --target-network-frequency 500 --total-timesteps 500000"
+JYM = (
+    "--num-envs 1 --buffer-size 512 --batch-size 32 --hidden-sizes 64 64 64 --learning-rate 1e-3 --gamma 0.9 --n-step 1 --tau 1"
+)
+JYM += " --target-network-frequency 10 --learning-starts 32 --start-e 0.3 --end-e 0.015 --exploration-fraction 1"
+JYM += " --total-timesteps 20000"
+CLEANRL = " --gamma 0.99 --exploration-fraction 0.5 --batch-size 64 --hidden-sizes 120 84 --no-layer-norm --reward-scale 1"
+CLEANRL += (
+    " --target-network-frequency 500 --learning-starts 1000 --train-frequency 4 --gradient-steps 1 --total-timesteps 40000"
+)
+NET = "--hidden-sizes 128 128 --gradient-steps 4 --learning-rate 3e-3 --buffer-size 50000 --total-timesteps 40000"
+PAIRS = [  # name, script, flags of the earlier commit, flags of this one, cores
+    ("CartPole, defaults", CARTPOLE, "", "", "0"),
+    ("CartPole, 16 seeds", CARTPOLE, "--num-seeds 16", "--num-seeds 16", "0-1"),
+    (
+        "CartPole, 64-64 units, 256,000 transitions, n-step 10",
+        CARTPOLE,
+        "",
+        "--hidden-sizes 64 64 --buffer-size 256000 --n-step 10",
+        "0",
+    ),
+    ("PureJaxRL's settings", CARTPOLE, OLD_PLAIN + PUREJAXRL + " --train-frequency 10", PLAIN + PUREJAXRL, "0"),
+    ("jym's settings", CARTPOLE, JYM + " --no-anneal-lr --train-frequency 1", JYM + " --end-learning-rate 1e-3", "0"),
+    ("LunarLander, defaults", LANDER, "", "", "0-1"),
+    ("LunarLander, 128-128 units, 40,000 steps", LANDER, NET + " --no-double-dqn", NET, "0-1"),
+    ("LunarLander, CleanRL's settings", LANDER, OLD_PLAIN + CLEANRL + " --no-double-dqn", PLAIN + CLEANRL, "0-1"),
+    (
+        "InvertedPendulum, 40,000 steps",
+        PENDULUM,
+        "--no-double-dqn",
+        "--total-timesteps 40000 --train-frequency 32 --gradient-steps 8",
+        "0-1",
+    ),
+    ("1000 torques as an input", PENDULUM, THOUSAND, THOUSAND, "0-1"),
+    (
+        "maze 8x8, 20 million steps",
+        MAZE,
+        "--board 8x8 --total-timesteps 20000000",
+        "--board 8x8 --total-timesteps 20000000",
+        "0",
+    ),
+    ("maze 8x8 on ice, 20 million steps", MAZE, *["--board 8x8 --slip-prob 0.6667 --total-timesteps 20000000"] * 2, "0"),
+]
 
-    sys.path.insert(0, str(ROOT))
-    import q_table_maze
 
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    for axes, board in zip(figure.subplots(1, 2), ("4x4", "8x8"), strict=True):
-        maze = q_table_maze.read_board(board)
-        q = q_table_maze.load_model(folders[f"maze {board} on ice"][0] / "model.npz")["q_table"][0]
-        cells, width = "".join(maze.rows), len(maze.rows[0])
-        colors = {"S": (0.8, 0.9, 1), "F": (1, 1, 1), "H": (0.25, 0.25, 0.3), "G": (0.6, 0.85, 0.6)}
-        axes.imshow(np.array([colors[cell] for cell in cells]).reshape(len(maze.rows), width, 3))
-        for cell, letter in enumerate(cells):
-            row, column = divmod(cell, width)
-            text = "←→↑↓"[q[cell].argmax()] if maze.reachable[cell] else {"G": "G"}.get(letter, "")
-            axes.text(column, row, text, ha="center", va="center", fontsize=64 / width + 4)
-        axes.set(title=f"{board} on ice, learned policy", xticks=[], yticks=[])
-    figure.savefig(RESULTS / "maze.png", dpi=110)
-
-
-def films(quick, report):
-    """Early and late episodes of one agent, as GIFs of at most 200 frames."""
-    chosen = {"lander film": ("20000", "100000", None), "pole film": ("4000", None), "pendulum film": ("4000", None)}
-    for row in FILMS:
-        report(row.name)
-        flags = row.flags.split()
-        if quick:
-            flags = [*flags, "--total-timesteps", "20000", "--eval-episodes", "5"]
-        folder = pathlib.Path(script_run(row, 0, flags)["folder"])
-        for step in chosen[row.name]:
-            source = folder / (f"video_{step}.gif" if step else "video.gif")
-            if source.exists():
-                frames = imageio.v3.imread(source)[::2][:150]
-                name = f"{slug(row.name).split('-')[0]}_{step or 'end'}.gif"
-                imageio.v3.imwrite(RESULTS / name, frames, duration=80, loop=0)
+def compare(checkout, only, pairs):
+    """Print, for each of PAIRS, ratios of training time, of steps per second and of the whole command: median (least to most)."""
+    for name, script, old_flags, new_flags, cores in PAIRS:
+        if only and not any(word in name for word in only):
+            continue
+        ratios = []
+        for seed in range(5000, 5000 + pairs):
+            both = []
+            for path, flags in ((checkout / script, old_flags), (ROOT / script, new_flags)):
+                seconds = start(path, f"{flags} --eval-episodes 100 --seed {seed}", RUNS / "pair", cores)
+                summary = json.loads((RUNS / "pair" / "summary.json").read_text())
+                both.append((summary["train_seconds"], 1 / summary["steps_per_second"], seconds))
+            ratios.append(np.divide(both[1], both[0]))
+        ratios = np.sort(ratios, axis=0)
+        parts = (f"{np.median(x):.2f} ({x[0]:.2f} to {x[-1]:.2f})" for x in ratios.T)
+        print(name, "| train_seconds {} | seconds a step {} | command {}".format(*parts), flush=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------- Main
-
-
-@dataclass
-class Args:
-    """Measure the scripts."""
-
-    only: tuple[Literal["maze", "cartpole", "lunarlander", "pendulum"], ...] = ()
-    """measure only these scripts"""
-    quick: bool = False
-    """shorter and fewer runs, to try this file itself: prints, and writes no results"""
-
-
-def main(args):
-    global RUNS
-    if args.quick:
-        RUNS = RUNS.with_name("quick")
-    rows = [row for row in ROWS if not args.only or any(name in row.script for name in args.only)]
-    started = time.perf_counter()
-    lines, folders = [], {}
-    for i, row in enumerate(rows):
-
-        def report(text, i=i):
-            print(f"{time.perf_counter() - started:6.0f} s  row {i + 1} of {len(rows)}: {text}", flush=True)
-
-        line, folders[row.name] = measure(row, args.quick, report)
-        lines.append(line)
-    print()
-    for line in lines:
-        print(
-            f"{line['name']:<58} mean {line['return_mean']:>8}  worst {line['worst']:>8}  solved {line['solved']:<10}"
-            f" {line['training_seconds']:>8} s  {int(line['steps_per_second']):>11,} steps/s"
-        )
-    if not args.quick and not args.only:
-        RESULTS.mkdir(exist_ok=True)
-        write_table(lines)
-        write_readme(lines)
-        curves(folders)
-        mazes(folders)
-        films(args.quick, report)
-        print(f"\nwritten: {RESULTS} and the README's table")
+def main(only: tuple[str, ...] = (), against: Path | None = None, pairs: int = 5) -> None:
+    """Measure all rows, or those whose name contains one of `only`; or compare with the checkout `against` in `pairs` of runs."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    if against:
+        return compare(against.resolve(), only, pairs)
+    kept = {}
+    if (RESULTS / "results.csv").exists():
+        kept = {line["name"]: line for line in csv.DictReader((RESULTS / "results.csv").open())}
+    runs_of = {}
+    for row in ROWS:
+        if not only or any(word in row.name for word in only):
+            kept[row.name] = measure(row, runs_of)
+            print(row.name, {key: kept[row.name][key] for key in ("mean", "worst", "solved", "train_seconds")}, flush=True)
+            write_table([kept[row.name] for row in ROWS if row.name in kept])
+    if not only:
+        draw_curves(runs_of)
+        film(runs_of)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    tyro.cli(main)
