@@ -154,9 +154,7 @@ def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, 
         transition[2] += transition[3] * reward
         transition[3] *= gamma
     complete = len(queue) if terminated or truncated else max(len(queue) - n_step + 1, 0)
-    rows = [
-        np.hstack([obs, action, r, 0 if terminated else discount, next_obs]) for obs, action, r, discount in queue[:complete]
-    ]
+    rows = [np.hstack([obs, a, r, 0 if terminated else discount, next_obs]) for obs, a, r, discount in queue[:complete]]
     del queue[:complete]
     return rows
 
@@ -206,18 +204,19 @@ def update(args, params, target_params, opt_state, batch):
 
 
 def learn(args, learner, rows, tau):
-    """An update for each of the G batches in rows (G, B, 2 O + 3), then a target update. Returns the Learner and the last loss.
+    """An update for each of the G batches in rows (G, B, 2 O + 3), then a target update.
 
-    `jax.lax.scan(f, carry, xs)` is `for x in xs: carry, y = f(carry, x)`, compiled, with the ys stacked.
+    Returns the Learner and the last loss. `jax.lax.scan(f, carry, xs)` is `for x in xs: carry, y = f(carry, x)`, compiled.
     """
 
     def one_update(learner, rows):
-        params, opt_state, loss = update(args, learner.params, learner.target_params, learner.opt_state, unpack(rows))
+        params, opt_state, loss = update(args, *learner, unpack(rows))
         return Learner(params, learner.target_params, opt_state), loss
 
     learner, losses = jax.lax.scan(one_update, learner, rows)
     # w- <- w- + tau (w - w-)
-    return learner._replace(target_params=optax.incremental_update(learner.params, learner.target_params, tau)), losses[-1]
+    target_params = optax.incremental_update(learner.params, learner.target_params, tau)
+    return learner._replace(target_params=target_params), losses[-1]
 
 
 # ---------- Training
@@ -235,7 +234,6 @@ def train(args, env):
     batches = args.gradient_steps, args.batch_size
     run_learn = jax.jit(lambda *inputs: learn(args, *inputs)).lower(learner, sample(buffer, 1, rng, batches), 0.0).compile()
     compiled = printed = time.perf_counter()
-
     env_steps, episodes, loss, interrupted = 0, [], 0.0, False
     obs, episode_return, episode_length = env.reset(seed=int(rng.integers(2**30)))[0], 0.0, 0
     try:

@@ -77,7 +77,7 @@ class Args:
     end_e: float = 0.02  # epsilon at the end
     exploration_fraction: float = 0.2  # fraction of total_timesteps in which epsilon falls
     eval_episodes: int = 100  # greedy episodes at the end
-    capture_video: bool = False  # film one more episode as a GIF in output_dir
+    capture_video: bool = False  # film an episode as a GIF; MuJoCo without a display needs MUJOCO_GL=egl
     output_dir: str | None = None  # a new folder for the run
     load_model: str | None = None  # evaluate this model.npz instead of training
 
@@ -162,9 +162,7 @@ def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, 
         transition[2] += transition[3] * reward
         transition[3] *= gamma
     complete = len(queue) if terminated or truncated else max(len(queue) - n_step + 1, 0)
-    rows = [
-        np.hstack([obs, action, r, 0 if terminated else discount, next_obs]) for obs, action, r, discount in queue[:complete]
-    ]
+    rows = [np.hstack([obs, a, r, 0 if terminated else discount, next_obs]) for obs, a, r, discount in queue[:complete]]
     del queue[:complete]
     return rows
 
@@ -219,14 +217,12 @@ def update(args, params, target_params, opt_state, batch, torques, drawn):
 def learn(args, torques, learner, rows, drawn):
     """An update for each of the G batches in rows (G, B, 2 O + 3), with the torques drawn for it (G, A), then a target update.
 
-    Returns the Learner and the last loss.
-    `jax.lax.scan(f, carry, xs)` is `for x in xs: carry, y = f(carry, x)`, compiled, with the ys stacked.
+    Returns the Learner and the last loss. `jax.lax.scan(f, carry, xs)` is `for x in xs: carry, y = f(carry, x)`, compiled.
     """
 
     def one_update(learner, inputs):
         rows, drawn = inputs
-        nets = learner.params, learner.target_params, learner.opt_state
-        params, opt_state, loss = update(args, *nets, unpack(rows), torques, drawn)
+        params, opt_state, loss = update(args, *learner, unpack(rows), torques, drawn)
         return Learner(params, learner.target_params, opt_state), loss
 
     learner, losses = jax.lax.scan(one_update, learner, (rows, drawn))
@@ -261,7 +257,6 @@ def train(args, env):
 
     run_learn = jax.jit(lambda *inputs: learn(args, torques, *inputs)).lower(learner, *batches()).compile()
     compiled = printed = time.perf_counter()
-
     env_steps, episodes, loss, interrupted = 0, [], 0.0, False
     obs, episode_return, episode_length = env.reset(seed=int(rng.integers(2**30)))[0], 0.0, 0
     try:
@@ -391,9 +386,8 @@ def film(args, params, env):
     per_second = env.metadata.get("render_fps", 50)
     every = math.ceil(per_second / 25)
     total, frames = play(args, params, env, 2**30, every)
-    path = Path(args.output_dir, "model.gif")
-    imageio.v3.imwrite(path, frames, duration=1000 * every / per_second, loop=0)
-    print(f"{path}: an episode with return {total:.1f}")
+    imageio.v3.imwrite(Path(args.output_dir, "model.gif"), frames, duration=1000 * every / per_second, loop=0)
+    print(f"model.gif: an episode with return {total:.1f}")
 
 
 def summarize(args, returns, counts, threshold):

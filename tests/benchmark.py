@@ -1,8 +1,8 @@
 """Measure the scripts and make what the README shows: python tests/benchmark.py [--only NAME ...] [--against DIR]
 
-Each run is a script started as a user starts it, in its own process with one thread and on one core, two processes at a time; rows
-marked `alone` run one at a time, on both cores, for their speed. Finished runs are kept in runs/benchmark and not repeated as long
-as the script and its flags stay the same. Writes results/results.csv, the pictures and the table of the README.
+Each run is a script started as a user starts it, in its own process with one thread and on one core, two processes at a time;
+rows marked `alone` run one at a time, on both cores, for their speed. Finished runs are kept in runs/benchmark and not repeated
+as long as the script and its flags stay the same. Writes results/results.csv, the pictures and the table of the README.
 With --against DIR, a checkout of an earlier commit, it measures nothing but speed: alternating runs of both, as ratios.
 No default was chosen with the seeds used here.
 """
@@ -71,7 +71,44 @@ ROWS = [
     Row("Pendulum", PENDULUM, f"--env-id {SWING}", readme=f"{SWING} (-137 is the best that a grid can do)"),
     Row("InvertedPendulum, 1000 torques", PENDULUM, THOUSAND, readme=f"{INVERTED}, 1000 torques as an input"),
     Row("Pendulum, 1000 torques", PENDULUM, f"{THOUSAND} --env-id {SWING}", runs=3),
+    Row("InvertedPendulum, 100,000 torques", PENDULUM, f"{THOUSAND}00 --eval-episodes 3", runs=3),
 ]
+# Every ablation changes one or two flags of the defaults. What that costs stands in results/ablations.md.
+ABLATIONS = {
+    CARTPOLE: (
+        "--n-step 1|--tau 1 --target-network-frequency 512|--end-learning-rate 0.01|--buffer-size 256000|--gamma 0.99"
+        "|--hidden-sizes 64 64|--exploration-fraction 0.2"
+    ),
+    LANDER: (
+        "--n-step 1|--no-layer-norm|--buffer-size 50000|--buffer-size 150000|--end-learning-rate 0.003|--tau 0.05|--gamma 0.995"
+        "|--reward-scale 1|--hidden-sizes 64 64"
+    ),
+    PENDULUM: "--n-step 1|--buffer-size 40000|--end-learning-rate 0.003|--num-bins 11|--reward-scale 1",
+}
+ROWS += [
+    Row(f"ablation {flags}", script, flags, 6000, 1 if script == CARTPOLE else 10, 100 if script == CARTPOLE else 1)
+    for script, all_flags in ABLATIONS.items()
+    for flags in all_flags.split("|")
+]
+# The settings of the five tutorials, or the nearest that our flags allow: results/tutorials.md.
+JYM = (
+    "--num-envs 1 --buffer-size 512 --batch-size 32 --hidden-sizes 64 64 64 --learning-rate 1e-3 --gamma 0.9 --n-step 1 --tau 1"
+)
+JYM += " --target-network-frequency 10 --learning-starts 32 --start-e 0.3 --end-e 0.015 --exploration-fraction 1"
+JYM += " --total-timesteps 20000"
+PAPER = "--learning-rate 1e-3 --end-learning-rate 1e-3 --n-step 1 --reward-scale 1 --train-frequency 4 --batch-size 32"
+TUTORIALS = {
+    MAZE: "--epsilon 0 --learning-rate 0.8 --decay-power 0 --max-episode-steps 4 --total-timesteps 200",
+    PENDULUM: f"{THOUSAND} --max-samples 1000 {PAPER} --gradient-steps 1 --hidden-sizes 10 --start-e 0.1 --end-e 0.1"
+    " --buffer-size 100 --learning-starts 100 --tau 1 --total-timesteps 20000 --eval-episodes 20",
+    LANDER: f"{PAPER} --gradient-steps 1 --hidden-sizes 64 64 --no-layer-norm --buffer-size 10000"
+    " --learning-starts 10000 --gamma 0.995 --tau 0.001 --target-network-frequency 4 --end-e 0.01 --total-timesteps 400000",
+    f"./{LANDER}": f"--env-id CartPole-v1 {PAPER} --gradient-steps 4 --hidden-sizes 300 100 --no-layer-norm"
+    " --buffer-size 100000 --learning-starts 1000 --tau 1 --target-network-frequency 100 --start-e 0.3 --end-e 0.3"
+    " --total-timesteps 30000",
+    CARTPOLE: f"{JYM} --end-learning-rate 1e-3",
+}
+ROWS += [Row(f"tutorial {i}", script.strip("./"), flags) for i, (script, flags) in enumerate(TUTORIALS.items(), 1)]
 COLUMNS = "name script flags seeds steps mean interval worst solved compile_seconds train_seconds steps_per_second".split()
 COLUMNS += ["device", "versions", "date"]
 
@@ -146,10 +183,9 @@ def write_table(lines):
             x = found[row.name]
             seconds = f"{float(x['train_seconds']):.2f} s" if row.alone else ""
             interval = f" ± {float(x['interval']):.1f}" if x["interval"] != "" else ""
-            table.append(
-                f"| {row.readme} | {int(x['steps']):,} | {x['seeds']} | {float(x['mean']):.1f}{interval} | {float(x['worst']):.1f}"
-                f" | {x['solved']} | {seconds} |"
-            )
+            mean, worst = f"{float(x['mean']):.1f}{interval}", f"{float(x['worst']):.1f}"
+            cells = row.readme, f"{int(x['steps']):,}", x["seeds"], mean, worst, x["solved"], seconds
+            table.append("| " + " | ".join(cells) + " |")
     before, start_mark, rest = README.read_text().partition(START)
     if start_mark:
         README.write_text(f"{before}{START}\n\n" + "\n".join(table) + f"\n\n{END}{rest.split(END)[1]}")
@@ -207,11 +243,6 @@ PUREJAXRL = (
     " --gamma 0.99 --exploration-fraction 0.5 --num-envs 10 --batch-size 128 --hidden-sizes 120 84 --learning-starts 10000"
 )
 PUREJAXRL += " --target-network-frequency 500 --total-timesteps 500000"
-JYM = (
-    "--num-envs 1 --buffer-size 512 --batch-size 32 --hidden-sizes 64 64 64 --learning-rate 1e-3 --gamma 0.9 --n-step 1 --tau 1"
-)
-JYM += " --target-network-frequency 10 --learning-starts 32 --start-e 0.3 --end-e 0.015 --exploration-fraction 1"
-JYM += " --total-timesteps 20000"
 CLEANRL = " --gamma 0.99 --exploration-fraction 0.5 --batch-size 64 --hidden-sizes 120 84 --no-layer-norm --reward-scale 1"
 CLEANRL += (
     " --target-network-frequency 500 --learning-starts 1000 --train-frequency 4 --gradient-steps 1 --total-timesteps 40000"
@@ -252,7 +283,7 @@ PAIRS = [  # name, script, flags of the earlier commit, flags of this one, cores
 
 
 def compare(checkout, only, pairs):
-    """Print, for each of PAIRS, ratios of training time, of steps per second and of the whole command: median (least to most)."""
+    """Print, for each of PAIRS, ratios of training time, time a step and the command's time: the median (least to most)."""
     for name, script, old_flags, new_flags, cores in PAIRS:
         if only and not any(word in name for word in only):
             continue
@@ -270,7 +301,7 @@ def compare(checkout, only, pairs):
 
 
 def main(only: tuple[str, ...] = (), against: Path | None = None, pairs: int = 5) -> None:
-    """Measure all rows, or those whose name contains one of `only`; or compare with the checkout `against` in `pairs` of runs."""
+    """Measure all rows, or those whose name contains one of `only`; or compare with a checkout `against` in `pairs` of runs."""
     RUNS.mkdir(parents=True, exist_ok=True)
     if against:
         return compare(against.resolve(), only, pairs)
