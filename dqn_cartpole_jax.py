@@ -20,7 +20,7 @@ weights, the target network, so that the target does not move with each update. 
 
 Measured on two cores of an AMD EPYC by tests/benchmark.py: RESULT.
 
-Unlike in the paper, a target sums n_step rewards before it adds Q (Sutton 1988), 64 environments take a joint step between two
+Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), 64 environments take a joint step between two
 updates, the target network moves a little each time (tau), and Adam takes steps that shrink to 0 on the squared error.
 
 Letters in shapes: N environments, B batch, A actions, O observation, n steps of an n-step target, K seeds.
@@ -49,7 +49,7 @@ class Args:
     """DQN on CartPole-v1. Periods and schedules count the steps of all environments of an agent."""
 
     seed: int = 1  # same seed, same machine: the same bits
-    num_seeds: int = 1  # agents trained at once, with seeds seed, seed + 1, ...
+    num_seeds: int = 1  # agents trained at once, from seed on
     total_timesteps: int = 256_000  # environment steps of the run
     num_envs: int = 64  # environments that take a joint step before each update
     learning_starts: int = 6_400  # environment steps before the first update
@@ -63,8 +63,8 @@ class Args:
     tau: float = 0.05  # how far a target update moves to the online weights; 1 copies them
     target_network_frequency: int = 64  # environment steps between target updates
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
-    end_e: float = 0.15  # epsilon at the end; high, so that the buffer also shows how to recover
-    exploration_fraction: float = 0.5  # fraction of total_timesteps in which epsilon falls
+    end_e: float = 0.15  # epsilon at the end; high, to store how to recover, too
+    exploration_fraction: float = 0.5  # fraction of the run in which epsilon falls
     eval_episodes: int = 100  # greedy episodes at the end
     output_dir: str | None = None  # a new folder for the run
     load_model: str | None = None  # evaluate this model.npz instead of training
@@ -262,8 +262,8 @@ def train_chunk(args, agent, first_step, noise):
 def train(args):
     """Train num_seeds agents, printing a line a second. Returns params, episodes and a dict of counts.
 
-    params has a first axis K if num_seeds > 1; a row of episodes is (env step, return, seed). Ctrl-C ends the training early. A
-    loss that is not finite raises FloatingPointError.
+    params has a first axis K if num_seeds > 1; a row of episodes is (env step, return, seed). Ctrl-C ends the training early.
+    Raises FloatingPointError if a loss is not finite.
     """
     started = time.perf_counter()
     # A chunk takes 1 MB of noise at most. The run is a little shorter if the steps do not divide equally.
@@ -313,7 +313,7 @@ def train(args):
 
 # ---------- Evaluation
 def evaluate(args, params):
-    """Returns (K, eval_episodes) of greedy episodes from starts that no training uses; params of one agent or of K."""
+    """The returns (K, eval_episodes) of greedy episodes from starts that no training uses; params of one agent or K."""
     if params["b0"].ndim == 1:
         params = jax.tree.map(lambda x: x[None], params)
 
@@ -401,7 +401,7 @@ def summarize(args, returns, counts):
 
 
 def main(args):
-    """Run the script. Returns the exit status: 0, 2 on bad input, 130 after Ctrl-C."""
+    """Run the script. Exit status: 0, 1 if the loss diverged, 2 on bad input, 130 after Ctrl-C."""
     try:
         check(args)
         jax.config.update("jax_num_cpu_devices", min(os.cpu_count(), args.num_seeds))  # one for each core

@@ -24,9 +24,9 @@ weights, the target network, so that the target does not move with each update. 
 
 Measured on two cores of an AMD EPYC by tests/benchmark.py: RESULT.
 
-Unlike in the paper, a target sums n_step rewards before it adds Q (Sutton 1988), several updates follow one another, the target
-network moves a little after them (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled so that values are
-near 1, and Adam takes steps that shrink to 0 on the squared error.
+Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), updates come in groups, the target network
+moves a little after each group (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled to values near 1, and
+Adam, its step size falling to 0, minimizes the squared error.
 
 Letters in shapes: B batch, A actions, O observation, G updates in one call.
 """
@@ -56,7 +56,7 @@ class Args:
     seed: int = 1  # same seed, same machine: the same bits
     env_id: str = "LunarLander-v3"  # a Gymnasium environment with a flat Box observation and Discrete actions
     total_timesteps: int = 150_000  # environment steps of the run
-    train_frequency: int = 16  # environment steps between two calls of the learner
+    train_frequency: int = 16  # environment steps between two calls of learn()
     gradient_steps: int = 4  # updates in one call
     learning_starts: int = 2_000  # environment steps before the first update
     buffer_size: int = 25_000  # transitions in the replay buffer
@@ -72,7 +72,7 @@ class Args:
     reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
     end_e: float = 0.02  # epsilon at the end
-    exploration_fraction: float = 0.2  # fraction of total_timesteps in which epsilon falls
+    exploration_fraction: float = 0.2  # fraction of the run in which epsilon falls
     eval_episodes: int = 100  # greedy episodes at the end
     eval_frequency: int | None = None  # environment steps between snapshots, model_STEP.npz, evaluated at the end
     capture_video: bool = False  # film an episode of each snapshot and of the final model as GIFs in output_dir
@@ -87,8 +87,8 @@ def make_env(args, render_mode=None):
         env = gymnasium.make(args.env_id, render_mode=render_mode)
         if render_mode:
             env.reset()
-            env.render()[::2, ::2]
-    except Exception as error:  # a missing package raises what it likes
+            env.render()[::2, ::2]  # raises if it is not a picture
+    except Exception as error:  # a missing package may raise anything
         flag = f"capture_video, {args.env_id}" if render_mode else f"env_id {args.env_id}"
         raise ValueError(f"{flag}: {' '.join(str(error).split())}") from None
     return env
@@ -136,7 +136,7 @@ def normalize(x):
 
 
 # ---------- Replay buffer
-# One float32 row for each transition: drawing a batch is one indexing, and JAX is handed one array.
+# A row of float32 for each transition: obs, action, reward, discount, next_obs. So JAX is handed a single array.
 
 
 class Transition(NamedTuple):
@@ -148,8 +148,8 @@ class Transition(NamedTuple):
 
 
 def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, gamma):
-    """Begin a transition in the queue, a list, and add this step to all of it. Takes out and returns the complete ones."""
-    queue.append([obs, action, 0.0, 1.0])
+    """Append [obs, action, reward, discount] to the queue and add this step to all. Removes and returns the complete ones."""
+    queue.append([obs.copy(), action, 0.0, 1.0])
     for transition in queue:
         transition[2] += transition[3] * reward
         transition[3] *= gamma
@@ -165,7 +165,7 @@ def add(buffer, t, row):
 
 
 def sample(buffer, added, rng, shape):
-    """Draw rows (G, B, 2 O + 3) of the last `added` ones uniformly, with replacement."""
+    """Draw rows (G, B, 2 O + 3) uniformly, with replacement, from a buffer that was given `added`."""
     return buffer[rng.integers(min(added, len(buffer)), size=shape)]
 
 
@@ -177,7 +177,7 @@ def unpack(rows):
 
 
 # ---------- Learning
-class Learner(NamedTuple):  # all that an update changes
+class Learner(NamedTuple):  # all that learn() changes
     params: dict
     target_params: dict
     opt_state: tuple
@@ -185,8 +185,8 @@ class Learner(NamedTuple):  # all that an update changes
 
 def make_optimizer(args):
     """Adam, whose step size falls linearly. Its schedule counts updates."""
-    updates = (args.total_timesteps - args.learning_starts) // args.train_frequency * args.gradient_steps
-    return optax.adam(optax.linear_schedule(args.learning_rate, args.end_learning_rate, max(1, updates)))
+    calls = args.total_timesteps // args.train_frequency - args.learning_starts // args.train_frequency
+    return optax.adam(optax.linear_schedule(args.learning_rate, args.end_learning_rate, max(1, calls * args.gradient_steps)))
 
 
 def update(args, params, target_params, opt_state, batch):
@@ -259,9 +259,9 @@ def train(args, env):
 
             # Learn.
             if env_steps > args.learning_starts and env_steps % args.train_frequency == 0:
-                # Act with the previous call's weights: this waits only for that call.
+                # Take the previous call's weights, waiting only for that call. The new one runs while the agent acts.
                 params = jax.tree.map(np.asarray, learner.params)
-                due = env_steps % args.target_network_frequency < args.train_frequency  # a multiple lies in the steps since
+                due = env_steps % args.target_network_frequency < args.train_frequency  # a multiple of it since the last call
                 learner, loss = run_learn(learner, sample(buffer, added, rng, batches), args.tau if due else 0.0)
             if args.eval_frequency and env_steps % args.eval_frequency == 0:
                 np.savez(Path(args.output_dir, f"model_{env_steps}.npz"), script=SCRIPT, **learner.params)
@@ -285,20 +285,20 @@ def train(args, env):
 
 # ---------- Evaluation
 def evaluate(args, params, env):
-    """Returns (1, eval_episodes) of greedy episodes, with seeds that no training uses."""
+    """The returns (1, eval_episodes) of greedy episodes, with seeds that no training uses."""
     seeds = 2**30 + args.eval_episodes * args.seed + np.arange(args.eval_episodes)
     return np.array([[play(params, env, int(seed))[0] for seed in seeds]])
 
 
 def play(params, env, seed, every=0):
-    """One greedy episode. Gives its return and, if every > 0, half-size pictures: one each `every` steps and the last."""
+    """One greedy episode. Gives its return and, if every > 0, half-size pictures: one every `every` steps and the last."""
     obs, total, frames, t, ended = env.reset(seed=seed)[0], 0.0, [], 0, False
     while not ended:
         if every and t % every == 0:
             frames.append(env.render()[::2, ::2].copy())  # a view would keep the whole picture in memory
         obs, reward, terminated, truncated, _ = env.step(env.action_space.start + int(q_values(params, obs).argmax()))
         total, t, ended = total + float(reward), t + 1, terminated or truncated
-    return total, [*frames, env.render()[::2, ::2].copy()] if every else frames
+    return total, ([*frames, env.render()[::2, ::2].copy()] if every else [])
 
 
 # ---------- Command line
@@ -359,7 +359,7 @@ def keep(args, params, episodes):
 
 
 def film(params, env, path):
-    """Record one greedy episode as a GIF, in the environment's own time, with at most 25 frames a second."""
+    """Record one greedy episode as a GIF, in real time, with at most 25 frames a second."""
     import imageio.v3  # only here: most runs need no pictures
 
     per_second = env.metadata.get("render_fps", 50)
@@ -384,7 +384,7 @@ def summarize(args, returns, counts, threshold):
 
 
 def main(args):
-    """Run the script. Returns the exit status: 0, 2 on bad input, 130 after Ctrl-C."""
+    """Run the script. Exit status: 0, 1 if the loss diverged, 2 on bad input, 130 after Ctrl-C."""
     try:
         check(args)
         env, camera = make_env(args), make_env(args, "rgb_array") if args.capture_video else None
@@ -411,6 +411,8 @@ def main(args):
         summary = summarize(args, evaluate(args, params, env), counts, env.spec and env.spec.reward_threshold)
         if camera:
             film(params, camera, Path(args.output_dir, "model.gif"))
+            camera.close()
+        env.close()
     except FloatingPointError as error:
         sys.exit(f"error: {error}")  # status 1
     except KeyboardInterrupt:

@@ -7,10 +7,10 @@
 # ///
 """DQN on InvertedPendulum-v5, or any Gymnasium environment with a flat Box observation and one bounded, continuous action.
 
-What it teaches: the maximum over actions is easy over a list and hard over an interval. So a grid is laid over the interval;
+What it teaches: a maximum of Q is easy over a list of actions and hard over an interval. So a grid is laid over the interval;
 its points are called torques here. The network sees an action in one of two ways (--q-input): the state goes in and a value for
 each torque comes out; or the state and a torque go in and one value comes out. The second way allows thousands of torques,
-because in training the maximum over a few random ones will do (Fourati et al. 2024, https://arxiv.org/abs/2405.10310).
+because in training a maximum over a few random ones will do (Fourati et al. 2024, https://arxiv.org/abs/2405.10310).
 
 Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) trains a network Q(s, a; w) with weights w. It keeps a
 replay buffer of past steps (s, a, r, s'), because consecutive steps are too alike to learn from, and an older copy w- of the
@@ -26,9 +26,9 @@ weights, the target network, so that the target does not move with each update. 
 
 Measured on two cores of an AMD EPYC by tests/benchmark.py: RESULT.
 
-Unlike in the paper, a target sums n_step rewards before it adds Q (Sutton 1988), several updates follow one another, the target
-network moves a little after them (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled so that values are
-near 1, and Adam takes steps that shrink to 0 on the squared error.
+Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), updates come in groups, the target network
+moves a little after each group (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled to values near 1, and
+Adam, its step size falling to 0, minimizes the squared error.
 
 Letters in shapes: B batch, A actions, O observation, H units of the first layer, G updates in one call.
 """
@@ -58,10 +58,10 @@ class Args:
     seed: int = 1  # same seed, same machine: the same bits
     env_id: str = "InvertedPendulum-v5"  # a Gymnasium environment with a flat Box observation and one bounded action
     num_bins: int = 5  # torques, evenly spaced over the action's range, both ends included
-    q_input: Literal["state", "state-action"] = "state"  # what goes into the network
+    q_input: Literal["state", "state-action"] = "state"  # what the network is given
     max_samples: int = 32  # state-action: torques drawn at random for a maximum in training; the evaluation tries all
     total_timesteps: int = 40_000  # environment steps of the run
-    train_frequency: int = 32  # environment steps between two calls of the learner
+    train_frequency: int = 32  # environment steps between two calls of learn()
     gradient_steps: int = 8  # updates in one call
     learning_starts: int = 1_000  # environment steps before the first update
     buffer_size: int = 15_000  # transitions in the replay buffer
@@ -75,7 +75,7 @@ class Args:
     reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
     end_e: float = 0.02  # epsilon at the end
-    exploration_fraction: float = 0.2  # fraction of total_timesteps in which epsilon falls
+    exploration_fraction: float = 0.2  # fraction of the run in which epsilon falls
     eval_episodes: int = 100  # greedy episodes at the end
     capture_video: bool = False  # film an episode as a GIF; MuJoCo without a display needs MUJOCO_GL=egl
     output_dir: str | None = None  # a new folder for the run
@@ -90,7 +90,7 @@ def make_env(args, render_mode=None):
         if render_mode:
             env.reset()
             env.render()[::2, ::2]
-    except Exception as error:  # a missing package raises what it likes
+    except Exception as error:  # a missing package may raise anything
         flag = f"capture_video, {args.env_id}" if render_mode else f"env_id {args.env_id}"
         raise ValueError(f"{flag}: {' '.join(str(error).split())}") from None
     return env
@@ -125,9 +125,9 @@ def q_values(params, obs, torques):
     It takes NumPy arrays as well: one observation takes 20 us in NumPy and 40 us through a compiled call.
     """
     x, last = obs.astype(np.float32), len(params) // 2 - 1
-    torque_is_input = len(params["w0"]) > obs.shape[-1]
+    torque_is_input = len(params[f"b{last}"]) == 1
     for i in range(last):
-        if i == 0 and torque_is_input:  # [s, a] w0 = s (w0 but its last row) + a (its last row): s's part serves all torques
+        if i == 0 and torque_is_input:  # [s, a] @ w0 = s @ w0[:-1] + a * w0[-1]: the first part serves all torques
             x = (x @ params["w0"][:-1])[..., None, :] + torques[..., None] * params["w0"][-1] + params["b0"]  # (B, A, H)
         else:
             x = x @ params[f"w{i}"] + params[f"b{i}"]
@@ -144,20 +144,20 @@ def normalize(x):
 
 
 # ---------- Replay buffer
-# One float32 row for each transition: drawing a batch is one indexing, and JAX is handed one array.
+# A row of float32 for each transition: obs, action, reward, discount, next_obs. So JAX is handed a single array.
 
 
 class Transition(NamedTuple):
     obs: jax.Array  # (..., O)
-    action: jax.Array  # (...,)
+    action: jax.Array  # (...,) index of the torque
     reward: jax.Array  # (...,) r_1 + gamma r_2 + ... + gamma^(n-1) r_n, fewer terms if the episode ended
     discount: jax.Array  # (...,) weight of the value of next_obs: gamma^(number of rewards), 0 where terminated
     next_obs: jax.Array  # (..., O) the observation after the last reward, from before the reset
 
 
 def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, gamma):
-    """Begin a transition in the queue, a list, and add this step to all of it. Takes out and returns the complete ones."""
-    queue.append([obs, action, 0.0, 1.0])
+    """Append [obs, action, reward, discount] to the queue and add this step to all. Removes and returns the complete ones."""
+    queue.append([obs.copy(), action, 0.0, 1.0])
     for transition in queue:
         transition[2] += transition[3] * reward
         transition[3] *= gamma
@@ -173,7 +173,7 @@ def add(buffer, t, row):
 
 
 def sample(buffer, added, rng, shape):
-    """Draw rows (G, B, 2 O + 3) of the last `added` ones uniformly, with replacement."""
+    """Draw rows (G, B, 2 O + 3) uniformly, with replacement, from a buffer that was given `added`."""
     return buffer[rng.integers(min(added, len(buffer)), size=shape)]
 
 
@@ -185,7 +185,7 @@ def unpack(rows):
 
 
 # ---------- Learning
-class Learner(NamedTuple):  # all that an update changes
+class Learner(NamedTuple):  # all that learn() changes
     params: dict
     target_params: dict
     opt_state: tuple
@@ -193,8 +193,8 @@ class Learner(NamedTuple):  # all that an update changes
 
 def make_optimizer(args):
     """Adam, whose step size falls linearly. Its schedule counts updates."""
-    updates = (args.total_timesteps - args.learning_starts) // args.train_frequency * args.gradient_steps
-    return optax.adam(optax.linear_schedule(args.learning_rate, args.end_learning_rate, max(1, updates)))
+    calls = args.total_timesteps // args.train_frequency - args.learning_starts // args.train_frequency
+    return optax.adam(optax.linear_schedule(args.learning_rate, args.end_learning_rate, max(1, calls * args.gradient_steps)))
 
 
 def update(args, params, target_params, opt_state, batch, torques, drawn):
@@ -267,8 +267,8 @@ def train(args, env):
             if rng.random() < epsilon:
                 action = int(rng.integers(args.num_bins))
             else:
-                drawn = draw()
-                action = drawn[q_values(params, obs, torques[drawn]).argmax()]
+                picks = draw()
+                action = picks[q_values(params, obs, torques[picks]).argmax()]
 
             # Step.
             next_obs, reward, terminated, truncated, _ = env.step(torques[[action]])
@@ -286,7 +286,7 @@ def train(args, env):
 
             # Learn.
             if env_steps > args.learning_starts and env_steps % args.train_frequency == 0:
-                # Act with the previous call's weights: this waits only for that call.
+                # Take the previous call's weights, waiting only for that call. The new one runs while the agent acts.
                 params = jax.tree.map(np.asarray, learner.params)
                 learner, loss = run_learn(learner, *batches())
             if env_steps % 1000 == 0 or env_steps == args.total_timesteps:
@@ -309,13 +309,13 @@ def train(args, env):
 
 # ---------- Evaluation
 def evaluate(args, params, env):
-    """Returns (1, eval_episodes) of greedy episodes, with seeds that no training uses."""
+    """The returns (1, eval_episodes) of greedy episodes, with seeds that no training uses."""
     seeds = 2**30 + args.eval_episodes * args.seed + np.arange(args.eval_episodes)
     return np.array([[play(args, params, env, int(seed))[0] for seed in seeds]])
 
 
 def play(args, params, env, seed, every=0):
-    """One greedy episode. Gives its return and, if every > 0, half-size pictures: one each `every` steps and the last."""
+    """One greedy episode. Gives its return and, if every > 0, half-size pictures: one every `every` steps and the last."""
     torques = make_torques(args, env)
     obs, total, frames, t, ended = env.reset(seed=seed)[0], 0.0, [], 0, False
     while not ended:
@@ -323,7 +323,7 @@ def play(args, params, env, seed, every=0):
             frames.append(env.render()[::2, ::2].copy())  # a view would keep the whole picture in memory
         obs, reward, terminated, truncated, _ = env.step(torques[[q_values(params, obs, torques).argmax()]])
         total, t, ended = total + float(reward), t + 1, terminated or truncated
-    return total, [*frames, env.render()[::2, ::2].copy()] if every else frames
+    return total, ([*frames, env.render()[::2, ::2].copy()] if every else [])
 
 
 # ---------- Command line
@@ -339,8 +339,9 @@ def check(args):
         if field.type is float and not 0 <= value <= 1:
             raise ValueError(f"{field.name} must be between 0 and 1")
     rules = [
-        (min(args.hidden_sizes, default=1) > 0, "hidden_sizes must all be at least 1"),
+        (min(args.hidden_sizes, default=0) > 0, "hidden_sizes must all be at least 1"),
         (args.learning_starts >= args.n_step, "learning_starts must be at least n_step"),
+        (args.num_bins > 1, "num_bins must be at least 2"),
         (args.output_dir or not args.capture_video, "capture_video needs output_dir"),
         (not args.output_dir or importlib.util.find_spec("matplotlib"), "output_dir needs matplotlib: pip install matplotlib"),
         (not args.capture_video or importlib.util.find_spec("imageio"), "capture_video needs imageio: pip install imageio"),
@@ -380,7 +381,7 @@ def keep(args, params, episodes, torques):
 
 
 def film(args, params, env):
-    """Record one greedy episode as a GIF, in the environment's own time, with at most 25 frames a second."""
+    """Record one greedy episode as a GIF, in real time, with at most 25 frames a second."""
     import imageio.v3  # only here: most runs need no pictures
 
     per_second = env.metadata.get("render_fps", 50)
@@ -405,7 +406,7 @@ def summarize(args, returns, counts, threshold):
 
 
 def main(args):
-    """Run the script. Returns the exit status: 0, 2 on bad input, 130 after Ctrl-C."""
+    """Run the script. Exit status: 0, 1 if the loss diverged, 2 on bad input, 130 after Ctrl-C."""
     try:
         check(args)
         env, camera = make_env(args), make_env(args, "rgb_array") if args.capture_video else None
@@ -426,6 +427,7 @@ def main(args):
         summary = summarize(args, evaluate(args, params, env), counts, env.spec and env.spec.reward_threshold)
         if camera:
             film(args, params, camera)
+        env.close()
     except FloatingPointError as error:
         sys.exit(f"error: {error}")  # status 1
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ toward what that step says it should have been:
 
     Q(s, a) <- Q(s, a) + alpha (y - Q(s, a))    with the target  y = r + gamma max_a' Q(s', a'),   y = r where s' is terminal.
 
-Running out of time does not end the maze: a truncated step bootstraps from the cell it reached, never from the next start.
+Running out of time does not end the maze: a truncated step still adds the value of the cell it reached.
 
     python q_table_maze.py                                 a board of two rows
     python q_table_maze.py --board 8x8 --slip-prob 0.6667  FrozenLake's large map, on its ice
@@ -21,11 +21,11 @@ Running out of time does not end the maze: a truncated step bootstraps from the 
     python q_table_maze.py --method network                a network for the table
     python q_table_maze.py --output-dir runs/1             keep model.npz, returns.csv, curve.png and summary.json
     python q_table_maze.py --load-model runs/1/model.npz   evaluate a kept model
-    JAX_DISABLE_JIT=1 python q_table_maze.py --total-timesteps 200       plain, slow Python: breakpoint() stops at every step
+    JAX_DISABLE_JIT=1 python q_table_maze.py --total-timesteps 200  slow, but breakpoint() stops at every step
 
 Measured on two cores of an AMD EPYC by tests/benchmark.py: RESULT.
 
-On ice every target is noisy. So alpha falls with the visits of a pair (s, a), the values are averaged over the second half of
+Because targets are noisy on ice, alpha falls with the visits of a pair (s, a), the values are averaged over the second half of
 the run (Polyak and Juditsky 1992), and episodes start in any free cell (exploring starts, Sutton and Barto 2018).
 
 Letters in shapes: S cells, A actions, T steps. The observation obs is the number of the cell, s. If you are new to JAX:
@@ -54,13 +54,13 @@ class Args:
     """Tabular Q-learning in a maze."""
 
     seed: int = 1  # same seed, same machine: the same bits
-    board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8 (the last two are FrozenLake's) or the rows themselves, such as SFH/HFG
-    slip_prob: float = 0.0  # chance that a move goes to one of the two sides instead; FrozenLake's ice is 2/3
-    total_timesteps: int | None = None  # steps of the run; as many as the board needs unless given
+    board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8 (4x4 and 8x8 as in FrozenLake) or its rows, such as SFH/HFG
+    slip_prob: float = 0.0  # chance that a move goes to a side instead; FrozenLake's ice is 2/3
+    total_timesteps: int | None = None  # most steps of the run; default: as many as the board needs
     max_episode_steps: int = 100  # the time limit, which truncates an episode
-    method: Literal["table", "network"] = "table"  # what holds the values: a table, or a linear network on one-hot states
+    method: Literal["table", "network"] = "table"  # a table, or a linear network on one-hot states
     learning_rate: float = 1.0  # alpha at the first visit of a pair (s, a)
-    decay_power: float = 0.7  # alpha at visit n is learning_rate / n^decay_power; 0 keeps it
+    decay_power: float = 0.7  # alpha at visit n is learning_rate / n^decay_power; 0 keeps alpha
     gamma: float = 0.95  # discount per step
     epsilon: float = 0.5  # fraction of random actions
     eval_episodes: int = 100  # greedy episodes at the end
@@ -69,8 +69,8 @@ class Args:
 
 
 # ---------- Environment
-# Like Gymnasium's FrozenLake, https://gymnasium.farama.org/environments/toy_text/frozen_lake/, but a hole costs 1 and the
-# actions have another order. For your own environment change this section; the rest knows only numbers of cells.
+# Like https://gymnasium.farama.org/environments/toy_text/frozen_lake/, but a hole costs 1 and the actions have another order.
+# For your own maze change this section and keep the fields of Maze.
 
 BOARDS = {
     "2x3": "SFH/HFG",
@@ -80,7 +80,7 @@ BOARDS = {
 }
 ACTIONS = 4
 MOVES = ((0, -1), (0, 1), (-1, 0), (1, 0))  # left, right, up, down: change of row and column
-TURNS = np.array([[0, 2, 3], [1, 2, 3], [2, 0, 1], [3, 0, 1]])  # where each action can go: straight on, or to its two sides
+TURNS = np.array([[0, 2, 3], [1, 2, 3], [2, 0, 1], [3, 0, 1]])  # (A, 3) where each action can go: straight on or to a side
 
 
 class Maze(NamedTuple):
@@ -97,22 +97,23 @@ class EnvState(NamedTuple):
 
 
 def read_board(board):
-    """The Maze of a board's name or rows. Raises ValueError, in one line, on a board that is none."""
+    """The Maze of a board's name or rows. Raises ValueError on an invalid board."""
     rows = BOARDS.get(board, board).split("/")
     cells, width = "".join(rows), len(rows[0])
     if any(len(row) != width for row in rows) or not set(cells) <= set("SFHG") or cells.count("S") != 1:
         raise ValueError(f"board must be one of {', '.join(BOARDS)} or equal rows of S, F, H and G with one S, not {board!r}")
     row, column = np.divmod(np.arange(len(cells)), width)
-    moves = [np.clip(row + up, 0, len(rows) - 1) * width + np.clip(column + right, 0, width - 1) for up, right in MOVES]
+    moves = [np.clip(row + down, 0, len(rows) - 1) * width + np.clip(column + right, 0, width - 1) for down, right in MOVES]
     neighbor = np.stack(moves, axis=1).astype(np.int32)
     reward = np.array([{"G": 1, "H": -1}.get(cell, 0) for cell in cells], np.float32)
+    terminal = np.isin(list(cells), ["G", "H"])
     reached = np.arange(len(cells)) == cells.index("S")
-    for _ in cells:
-        reached[neighbor[reached & (reward == 0)]] = True
+    for _ in cells:  # one move further each time
+        reached[neighbor[reached & ~terminal]] = True
     if not any(reached & (reward > 0)):
         raise ValueError(f"board must have a path from S to G that avoids the holes, unlike {board!r}")
-    free = np.flatnonzero(reached & (reward == 0)).astype(np.int32)
-    return Maze(cells.index("S"), free, neighbor, reward, reward != 0)
+    free = np.flatnonzero(reached & ~terminal).astype(np.int32)
+    return Maze(cells.index("S"), free, neighbor, reward, terminal)
 
 
 def step(args, maze, state, action, noise):
@@ -127,11 +128,11 @@ def step(args, maze, state, action, noise):
 
 
 def exact_q(args, maze, policy=None):
-    """Q (S, A) of the best policy, or of `policy` (S,), in NumPy: apply the Bellman equation (1957) until nothing changes."""
+    """Q (S, A) of the best policy, or of `policy` (S,): value iteration (Bellman 1957)."""
     q, change = np.zeros(maze.neighbor.shape), 1.0
     while change > 1e-10:
         value = q.max(axis=1) if policy is None else q[np.arange(len(q)), policy]
-        entered = (maze.reward + args.gamma * np.where(maze.terminal, 0, value))[maze.neighbor]  # (S, A) worth of a move there
+        entered = (maze.reward + args.gamma * np.where(maze.terminal, 0, value))[maze.neighbor]  # (S, A) r + gamma max Q there
         new = (1 - args.slip_prob) * entered + args.slip_prob * entered[:, TURNS[:, 1:]].mean(axis=2)
         change, q = np.abs(new - q).max(), new
     return q
@@ -139,7 +140,7 @@ def exact_q(args, maze, policy=None):
 
 # ---------- Q-network
 def init_params(method, sizes):
-    """The values before training, all 0, sizes (S, A). A network with hidden layers would need a random start."""
+    """All values 0; sizes (S, A). A network with hidden layers would need a random start."""
     return {"q_table" if method == "table" else "w0": np.zeros(sizes, np.float32)}
 
 
@@ -188,7 +189,7 @@ def act_and_learn(args, maze, agent, noise):
     # Step.
     env_state, reward, terminated, truncated = step(args, maze, agent.env_state, action, noise[1])
 
-    # Learn. Count first and read the count after: the other way round XLA copies the table at every step, 20 times as slow.
+    # Learn. Count, then read the count: in the other order XLA copies visits at every step, 20 times as slow.
     visits = agent.visits.at[obs, action].add(1)
     alpha = args.learning_rate * visits[obs, action].astype(jnp.float32) ** -args.decay_power
     params = update(args, agent.params, obs, action, reward, env_state.cell, terminated, alpha)
@@ -218,12 +219,12 @@ def train(args):
     """Train one agent, printing a line a second. Returns params, windows and a dict of counts.
 
     params are averaged over the second half of the run. A row of windows is (env step, mean return of the episodes that ended,
-    largest error of a value). Ctrl-C ends the training early.
+    largest error of a value, not averaged). Ctrl-C ends the training early.
     """
     started = time.perf_counter()
     maze, rng = read_board(args.board), np.random.default_rng(args.seed)
-    exact, cells, on_ice = exact_q(args, maze), len(maze.reward), args.slip_prob > 0 and args.method == "table"
-    total_timesteps = args.total_timesteps or (50_000 * cells**2 if on_ice else 20_000 * cells)
+    exact, cells, long_run = exact_q(args, maze), len(maze.reward), args.slip_prob > 0 and args.method == "table"
+    total_timesteps = args.total_timesteps or (50_000 * cells**2 if long_run else 20_000 * cells)
     chunks = min(total_timesteps, max(64, total_timesteps // 2**16))  # each gives a point of the curve
     start = EnvState(np.int32(maze.start), np.int32(0))
     params, visits = init_params(args.method, maze.neighbor.shape), np.zeros(maze.neighbor.shape, np.int32)
@@ -238,10 +239,11 @@ def train(args):
     try:
         for chunk in range(chunks):
             agent, episodes, total = run_chunk(agent, noise)  # comes back at once (asynchronous dispatch)
-            env_steps, noise = env_steps + len(noise), rng.random(noise.shape, np.float32)  # drawn while the chunk runs
+            env_steps += len(noise)
+            noise = rng.random(noise.shape, np.float32)  # while the chunk runs
             params = jax.device_get(agent.params)
             (values,) = params.values()  # q_table or w0: either holds Q(s, a)
-            windows.append((env_steps, total / max(episodes, 1), np.abs(values - exact)[maze.free].max()))
+            windows.append((env_steps, total / episodes if episodes else np.nan, np.abs(values - exact)[maze.free].max()))
             if 2 * chunk >= chunks:
                 average, averaged = average + values.astype(float), averaged + 1
             now = time.perf_counter()
@@ -261,7 +263,7 @@ def train(args):
 
 # ---------- Evaluation
 def evaluate(args, params):
-    """Returns (1, eval_episodes) of greedy episodes from the start of the maze, with slips that no training uses."""
+    """The returns (1, eval_episodes) of greedy episodes from the start, with slips that no training uses."""
     maze, rng, n = read_board(args.board), np.random.default_rng(2**31), args.eval_episodes
     state, running, total = EnvState(np.full(n, maze.start), np.zeros(n, np.int32)), np.ones(n, bool), np.zeros(n)
     params = jax.tree.map(jnp.asarray, params)
@@ -274,7 +276,7 @@ def evaluate(args, params):
 
 
 def lost_value(args, params):
-    """How far the value of the greedy policy is below the best possible one, at most, over the reachable cells."""
+    """How far the greedy policy's value is below the best possible one, at the worst of the reachable cells."""
     maze, (values,) = read_board(args.board), params.values()
     policy = values.argmax(axis=1)
     loss = exact_q(args, maze).max(axis=1) - exact_q(args, maze, policy)[np.arange(len(policy)), policy]
@@ -331,7 +333,7 @@ def summarize(args, returns, counts, lost):
     solved = lost <= 1e-3
     statistics = f"mean {returns.mean():.2f}, standard deviation {returns.std():.2f}, worst {returns.min():.0f}"
     print(f"{returns.size} greedy episodes: {statistics}")
-    print(f"the greedy policy is within {lost:.2g} of the best value in every reachable cell: {'' if solved else 'not '}solved")
+    print(f"the greedy policy is within {lost:.2g} of the best value in every cell: {'' if solved else 'not '}solved")
     names = "seed", "eval_return_mean", "eval_return_std", "eval_return_min", "eval_episodes", "lost_value", "solved"
     row = args.seed, returns.mean(), returns.std(), returns.min(), returns.size, lost, solved
     versions = {m.__name__: m.__version__ for m in (jax, np, tyro)}
@@ -341,7 +343,7 @@ def summarize(args, returns, counts, lost):
 
 
 def main(args):
-    """Run the script. Returns the exit status: 0, 2 on bad input, 130 after Ctrl-C."""
+    """Run the script. Exit status: 0, 2 on bad input, 130 after Ctrl-C."""
     try:
         check(args)
         params, counts = load_model(args.load_model, read_board(args.board)) if args.load_model else None, {}
