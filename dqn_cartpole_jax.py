@@ -84,7 +84,7 @@ OBS_SCALE = np.array([2.4, 2.0, 0.2095, 2.0], np.float32)  # where position and 
 
 class EnvState(NamedTuple):
     obs: jax.Array  # (N, O)
-    time: jax.Array  # (N,) steps since the reset
+    time: jax.Array  # (N,) steps taken
 
 
 def reset(noise):
@@ -297,7 +297,7 @@ def train(args):
                 raise FloatingPointError(f"the loss is not finite after {env_steps:,} steps; try a smaller learning_rate")
             now = time.perf_counter()
             if now - printed > 1 or chunk == chunks - 1:
-                printed, speed = now, env_steps / (now - compiled)  # of each agent
+                printed, speed = now, env_steps / (now - compiled)
                 recent = np.mean(episodes[-100:, 1].tolist() or math.nan)
                 progress = f"{env_steps:,} steps, recent return {recent:.1f}, loss {losses.mean():.3g}, {speed:,.0f} steps/s"
                 print(f"{progress}, {(args.total_timesteps - env_steps) / speed:.0f} s left", flush=True)
@@ -404,7 +404,7 @@ def main(args):
     """Run the script. Exit status: 0, 1 if the loss diverged, 2 on bad input, 130 after Ctrl-C."""
     try:
         check(args)
-        jax.config.update("jax_num_cpu_devices", min(os.cpu_count(), args.num_seeds))  # one for each core
+        jax.config.update("jax_num_cpu_devices", min(os.cpu_count(), args.num_seeds))
         params, counts = load_model(args.load_model) if args.load_model else None, {}
         if args.output_dir:
             Path(args.output_dir).mkdir(parents=True)
@@ -420,7 +420,7 @@ def main(args):
                 keep(args, params, episodes)
         summary = summarize(args, evaluate(args, params), counts)
     except FloatingPointError as error:
-        sys.exit(f"error: {error}")  # status 1
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         return 130
     if args.output_dir:

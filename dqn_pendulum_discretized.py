@@ -120,10 +120,7 @@ def init_params(rng, sizes):
 
 
 def q_values(params, obs, torques):
-    """Q(s, a) of every torque: obs (B, O), torques (A,) or (B, A) -> (B, A), or obs (O,) -> (A,). ReLU between the layers.
-
-    It takes NumPy arrays as well: one observation takes 20 us in NumPy and 40 us through a compiled call.
-    """
+    """Q(s, a) of every torque: obs (B, O), torques (A,) or (B, A) -> (B, A), or obs (O,) -> (A,). In NumPy or JAX."""
     x, last = obs.astype(np.float32), len(params) // 2 - 1
     torque_is_input = len(params[f"b{last}"]) == 1
     for i in range(last):

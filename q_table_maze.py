@@ -173,7 +173,7 @@ class Agent(NamedTuple):  # all that changes while an agent trains
     params: dict
     visits: jax.Array  # (S, A) how often each pair was updated
     env_state: EnvState
-    episode_return: jax.Array  # of the running episode
+    episode_return: jax.Array
 
 
 def act_and_learn(args, maze, agent, noise):
@@ -218,8 +218,8 @@ def train_chunk(args, maze, agent, noise):
 def train(args):
     """Train one agent, printing a line a second. Returns params, windows and a dict of counts.
 
-    params are averaged over the second half of the run. A row of windows is (env step, mean return of the episodes that ended,
-    largest error of a value, not averaged). Ctrl-C ends the training early.
+    A row of windows is (env step, mean return of the episodes that ended, largest error of a value before averaging). Ctrl-C
+    ends the training early.
     """
     started = time.perf_counter()
     maze, rng = read_board(args.board), np.random.default_rng(args.seed)

@@ -2,11 +2,12 @@
 
 Each run is a script started as a user starts it, in its own process with one thread and on one core, two processes at a time;
 rows marked `alone` run one at a time, on both cores, for their speed. Finished runs are kept in runs/benchmark and not repeated
-as long as the script and its flags stay the same. Writes results/results.csv, the pictures and the table of the README.
+as long as the script's code and its flags stay the same. Writes results/results.csv, the pictures and the table of the README.
 With --against DIR, a checkout of an earlier commit, it measures nothing but speed: alternating runs of both, as ratios.
 No default was chosen with the seeds used here.
 """
 
+import ast
 import csv
 import hashlib
 import json
@@ -126,7 +127,8 @@ def start(script, flags, folder, cores, environment=None):
 
 def measure(row, runs_of):
     """The line of results.csv for a row. runs_of keeps what finished: name to list of folders."""
-    code = hashlib.sha256((ROOT / row.script).read_bytes()).hexdigest()[:12]
+    tree = ast.parse((ROOT / row.script).read_text())
+    code = hashlib.sha256(ast.dump(ast.Module(tree.body[1:], [])).encode()).hexdigest()[:12]  # without docstring and comments
     cores = ["0", "1"] if not row.alone and os.cpu_count() > 1 else ["0-1" if os.cpu_count() > 1 else "0"]
     free = list(cores)
 
