@@ -301,6 +301,17 @@ def play(params, env, seed, every=0):
     return total, ([*frames, env.render()[::2, ::2].copy()] if every else [])
 
 
+def film(params, env, path):
+    """Record one greedy episode as a GIF, in real time, with at most 25 frames a second."""
+    import imageio.v3  # only here: most runs need no pictures
+
+    per_second = env.metadata.get("render_fps", 50)
+    every = math.ceil(per_second / 25)
+    total, frames = play(params, env, 2**30, every)
+    imageio.v3.imwrite(path, frames, duration=1000 * every / per_second, loop=0)
+    print(f"{path}: an episode with return {total:.1f}")
+
+
 # ---------- Command line
 SCRIPT = "dqn_lunarlander.py"
 
@@ -316,10 +327,7 @@ def check(args):
     rules = [
         (min(args.hidden_sizes, default=1) > 0, "hidden_sizes must all be at least 1"),
         (args.learning_starts >= args.n_step, "learning_starts must be at least n_step"),
-        (
-            args.output_dir or not (args.eval_frequency or args.capture_video),
-            "eval_frequency and capture_video need output_dir",
-        ),
+        (args.output_dir or not (args.eval_frequency or args.capture_video), "eval_frequency, capture_video need output_dir"),
         (not args.output_dir or importlib.util.find_spec("matplotlib"), "output_dir needs matplotlib: pip install matplotlib"),
         (not args.capture_video or importlib.util.find_spec("imageio"), "capture_video needs imageio: pip install imageio"),
     ]
@@ -356,17 +364,6 @@ def keep(args, params, episodes):
     if len(returns) >= 100:
         axes.plot(steps[99:], np.convolve(returns, np.ones(100) / 100, mode="valid"))
     figure.savefig(folder / "curve.png", dpi=150)
-
-
-def film(params, env, path):
-    """Record one greedy episode as a GIF, in real time, with at most 25 frames a second."""
-    import imageio.v3  # only here: most runs need no pictures
-
-    per_second = env.metadata.get("render_fps", 50)
-    every = math.ceil(per_second / 25)
-    total, frames = play(params, env, 2**30, every)
-    imageio.v3.imwrite(path, frames, duration=1000 * every / per_second, loop=0)
-    print(f"{path}: an episode with return {total:.1f}")
 
 
 def summarize(args, returns, counts, threshold):

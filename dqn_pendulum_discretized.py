@@ -323,6 +323,17 @@ def play(args, params, env, seed, every=0):
     return total, ([*frames, env.render()[::2, ::2].copy()] if every else [])
 
 
+def film(args, params, env):
+    """Record one greedy episode as a GIF, in real time, with at most 25 frames a second."""
+    import imageio.v3  # only here: most runs need no pictures
+
+    per_second = env.metadata.get("render_fps", 50)
+    every = math.ceil(per_second / 25)
+    total, frames = play(args, params, env, 2**30, every)
+    imageio.v3.imwrite(Path(args.output_dir, "model.gif"), frames, duration=1000 * every / per_second, loop=0)
+    print(f"model.gif: an episode with return {total:.1f}")
+
+
 # ---------- Command line
 SCRIPT = "dqn_pendulum_discretized.py"
 
@@ -375,17 +386,6 @@ def keep(args, params, episodes, torques):
     if len(returns) >= 100:
         axes.plot(steps[99:], np.convolve(returns, np.ones(100) / 100, mode="valid"))
     figure.savefig(folder / "curve.png", dpi=150)
-
-
-def film(args, params, env):
-    """Record one greedy episode as a GIF, in real time, with at most 25 frames a second."""
-    import imageio.v3  # only here: most runs need no pictures
-
-    per_second = env.metadata.get("render_fps", 50)
-    every = math.ceil(per_second / 25)
-    total, frames = play(args, params, env, 2**30, every)
-    imageio.v3.imwrite(Path(args.output_dir, "model.gif"), frames, duration=1000 * every / per_second, loop=0)
-    print(f"model.gif: an episode with return {total:.1f}")
 
 
 def summarize(args, returns, counts, threshold):

@@ -309,7 +309,7 @@ def main(only: tuple[str, ...] = (), against: Path | None = None, pairs: int = 5
         return compare(against.resolve(), only, pairs)
     kept = {}
     if (RESULTS / "results.csv").exists():
-        kept = {line["name"]: line for line in csv.DictReader((RESULTS / "results.csv").open())}
+        kept = {line["name"]: line for line in csv.DictReader((RESULTS / "results.csv").open()) if "interval" in line}
     runs_of = {}
     for row in ROWS:
         if not only or any(word in row.name for word in only):

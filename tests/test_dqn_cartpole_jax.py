@@ -41,8 +41,7 @@ def test_the_environment_is_gymnasiums():
     """Three carts side by side: one is balanced until the time limit, two are pushed at random until they fall."""
     rng, step, ends, time = np.random.default_rng(0), jax.jit(dqn.step), np.zeros(2, int), np.zeros(3, np.int32)
     envs = [gymnasium.make("CartPole-v1") for _ in range(3)]
-    for seed, env in enumerate(envs):
-        env.reset(seed=seed)
+    _ = [env.reset(seed=0) for env in envs]
     for _ in range(500):
         obs = np.float32([env.unwrapped.state for env in envs])
         action = np.append(obs[0] @ [0.02, 0.05, 1, 0.5] > 0, rng.integers(2, size=2)).astype(np.int32)
@@ -73,7 +72,7 @@ class Story:
         self.terminated[4, 0] = self.truncated[6, 1] = True
         self.obs[5, 0], self.obs[7, 1] = start[5, 0], start[7, 1]
 
-    def transition(self, first, i, n, gamma):
+    def transition(self, first, i, n, gamma=0.9):
         """The n-step transition that begins at step `first`: obs, action, reward, discount, next_obs in a row."""
         total, t = self.reward[first, i], first
         while not (self.terminated[t, i] or self.truncated[t, i] or t == first + n - 1):
@@ -97,20 +96,18 @@ def test_batches_hold_every_complete_transition_of_the_ring_and_no_other(n_step,
     monkeypatch.setattr(dqn, "update", lambda args, params, _, opt_state, batch: (params, opt_state, batch))
     grid = np.tile((np.arange(64) + 0.5) / 64, (12, 1))
     noise = np.hstack([np.zeros((12, 2)), 0.5 * story.action + 0.25, 10 * story.start.reshape(12, 8) + 0.5, grid])
-    chunk, obs = jax.jit(partial(dqn.train_chunk, args)), story.obs[0]
+    chunk, agent = jax.jit(partial(dqn.train_chunk, args)), agent._replace(env_state=dqn.EnvState(story.obs[0], None))
     for t in range(12):
-        agent = agent._replace(env_state=dqn.EnvState(obs, np.full(2, t, np.int32)))
+        agent = agent._replace(env_state=agent.env_state._replace(time=np.full(2, t, np.int32)))
         agent, _, _, batches = chunk(agent, 2 * t, np.float32(noise[t : t + 1]))
-        obs = agent.env_state.obs
-        begun = range(max(0, t - n_step - 2), t - n_step + 2)
-        expected = [story.transition(first, i, n_step, 0.9) for first in begun for i in range(2)]
-        if expected:
+        begun = range(max(0, t - n_step - 2), t - n_step + 2)  # the last 4 that are complete
+        if begun:
             drawn = np.column_stack([x[0] for x in batches[:5]])
+            expected = [story.transition(first, i, n_step) for first in begun for i in range(2)]
             assert_close(np.unique(drawn, axis=0), np.unique(expected, axis=0), 1e-5)
 
 
 def gradient(loss_of, params, eps=1e-4):
-    """By differences."""
     grads = {name: np.zeros_like(x) for name, x in params.items()}
     for name, i in [(name, i) for name, x in params.items() for i in np.ndindex(x.shape)]:
         bump = np.zeros_like(params[name])
@@ -120,10 +117,7 @@ def gradient(loss_of, params, eps=1e-4):
 
 
 def test_an_update_is_a_step_of_adam_on_the_squared_error():
-    """Against NumPy. Terminated: y = r. Truncated: y = r + gamma max Q(next_obs; target network).
-
-    The step size is 0 before update 3, learning_starts, and falls linearly until update 10, the end.
-    """
+    """Against NumPy. Truncated steps bootstrap. The step size is 0 before update 3, then falls linearly until update 10."""
     args = dqn.Args(num_envs=8, learning_starts=24, total_timesteps=80, learning_rate=0.02, end_learning_rate=0.004)
     story, rng = Story(), np.random.default_rng(0)
     params, target = ({k: rng.normal(size=x.shape) for k, x in dqn.init_params(rng, (4, 6, 2)).items()} for _ in range(2))
@@ -176,23 +170,22 @@ def test_epsilon_falls_and_stays():
 
 
 def test_same_seed_same_bits_other_seed_other_agent():
-    (params, episodes, counts), again, other = (dqn.train(replace(SMALL, seed=seed)) for seed in (1, 1, 2))
+    (params, episodes, _), again, other = (dqn.train(replace(SMALL, seed=seed)) for seed in (1, 1, 2))
     assert_close(again[:2], (params, episodes))
     assert not any(np.any(params[name] == other[0][name]) for name in ("w0", "w1"))
     steps, returns, _ = episodes.T  # 1 for every step, so what is missing are the running episodes
-    assert np.all(np.diff(steps) > 0) and 6_400 - 64 * 200 < returns.sum() <= counts["env_steps"] == 6_400
+    assert np.all(np.diff(steps) > 0) and 6_400 - 64 * 200 < returns.sum() <= again[2]["env_steps"] == 6_400
 
 
 def test_seeds_trained_together_are_the_seeds_trained_alone(tmp_path):
     """Four seeds on two devices."""
     code = f"""
-import sys; sys.path.insert(0, {str(ROOT)!r})
 import jax, numpy as np, dqn_cartpole_jax as dqn
 jax.config.update("jax_num_cpu_devices", 2)
 params, episodes, _ = dqn.train(dqn.{replace(SMALL, seed=5, num_seeds=4)})
-assert params["w0"].shape[0] == 4 and jax.device_count() == 2
+assert len(params["w0"]) == 4 and jax.device_count() == 2
 np.savez({str(tmp_path / "together.npz")!r}, episodes=episodes, **params)"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
     together = dict(np.load(tmp_path / "together.npz"))
     episodes = together.pop("episodes")
     for k in range(4):
@@ -208,8 +201,8 @@ def test_the_compiled_loop_does_not_copy_the_buffer(num_seeds):
     agent = dqn.init_agents(args, [np.random.default_rng(k) for k in range(num_seeds)])
     chunk = jax.jit(jax.vmap(partial(dqn.train_chunk, args), (0, None, 0)), donate_argnums=0)
     lowered = chunk.lower(agent, np.int32(0), np.zeros((num_seeds, 10, 64 * 6 + 64), np.float32))
-    memory = lowered.compile({"xla_backend_optimization_level": 1}).memory_analysis()
-    assert memory.temp_size_in_bytes < 640_000 * num_seeds
+    compiled = lowered.compile({"xla_backend_optimization_level": 1})
+    assert compiled.memory_analysis().temp_size_in_bytes < 640_000 * num_seeds
 
 
 def test_ctrl_c_returns_the_last_chunk(monkeypatch):
