@@ -24,9 +24,10 @@ weights, the target network, so that the target does not move with each update. 
 
 Measured on two cores of an AMD EPYC by tests/benchmark.py: RESULT.
 
-Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), updates come in groups, the target network
-moves a little after each group (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled to values near 1, and
-Adam, its step size falling to 0, minimizes the squared error.
+Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), the online network chooses the action that the
+target network values (Double DQN, van Hasselt et al. 2016), updates come in groups, the target network moves a little after
+each group (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled to values near 1, and Adam, its step size
+falling to 0, minimizes the squared error.
 
 Letters in shapes: B batch, A actions, O observation, G updates in one call.
 """
@@ -69,6 +70,7 @@ class Args:
     n_step: int = 3  # rewards in a target before it adds Q; 1 in the paper
     tau: float = 0.1  # how far a target update moves to the online weights; 1 copies them
     target_network_frequency: int = 16  # environment steps between target updates, at most one for each call
+    double_dqn: bool = True  # let the online network choose the action that the target network values
     reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
     end_e: float = 0.02  # epsilon at the end
@@ -192,7 +194,10 @@ def make_optimizer(args):
 def update(args, params, target_params, opt_state, batch):
     """One gradient step on the mean squared error. Returns the new params and opt_state, and the loss."""
     # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)
-    target = batch.reward + batch.discount * jnp.max(q_values(target_params, batch.next_obs), axis=1)
+    # Double DQN takes Q(s_n, a*; w-) with a* = argmax_a' Q(s_n, a'; w) for the maximum.
+    next_q = q_values(target_params, batch.next_obs)
+    best = jnp.argmax(q_values(params, batch.next_obs) if args.double_dqn else next_q, axis=1)
+    target = batch.reward + batch.discount * jnp.take_along_axis(next_q, best[:, None], axis=1)[:, 0]
 
     def loss_fn(params):
         q = jnp.take_along_axis(q_values(params, batch.obs), batch.action[:, None], axis=1)[:, 0]  # Q(s, a; w)

@@ -81,7 +81,7 @@ ABLATIONS = {
         "|--hidden-sizes 64 64|--exploration-fraction 0.2"
     ),
     LANDER: (
-        "--n-step 1|--no-layer-norm|--buffer-size 50000|--buffer-size 150000|--end-learning-rate 0.003|--tau 0.05|--gamma 0.995"
+        "--n-step 1|--no-layer-norm|--no-double-dqn|--buffer-size 150000|--end-learning-rate 0.0015|--tau 0.2|--gamma 0.995"
         "|--reward-scale 1|--hidden-sizes 64 64"
     ),
     PENDULUM: "--n-step 1|--buffer-size 40000|--end-learning-rate 0.003|--num-bins 11|--reward-scale 1",
@@ -245,7 +245,7 @@ PUREJAXRL = (
     " --gamma 0.99 --exploration-fraction 0.5 --num-envs 10 --batch-size 128 --hidden-sizes 120 84 --learning-starts 10000"
 )
 PUREJAXRL += " --target-network-frequency 500 --total-timesteps 500000"
-CLEANRL = " --gamma 0.99 --exploration-fraction 0.5 --batch-size 64 --hidden-sizes 120 84 --no-layer-norm --reward-scale 1"
+CLEANRL = " --no-double-dqn --gamma 0.99 --exploration-fraction 0.5 --batch-size 64 --hidden-sizes 120 84 --no-layer-norm --reward-scale 1"
 CLEANRL += (
     " --target-network-frequency 500 --learning-starts 1000 --train-frequency 4 --gradient-steps 1 --total-timesteps 40000"
 )
@@ -263,8 +263,8 @@ PAIRS = [  # name, script, flags of the earlier commit, flags of this one, cores
     ("PureJaxRL's settings", CARTPOLE, OLD_PLAIN + PUREJAXRL + " --train-frequency 10", PLAIN + PUREJAXRL, "0"),
     ("jym's settings", CARTPOLE, JYM + " --no-anneal-lr --train-frequency 1", JYM + " --end-learning-rate 1e-3", "0"),
     ("LunarLander, defaults", LANDER, "", "", "0-1"),
-    ("LunarLander, 128-128 units, 40,000 steps", LANDER, NET + " --no-double-dqn", NET, "0-1"),
-    ("LunarLander, CleanRL's settings", LANDER, OLD_PLAIN + CLEANRL + " --no-double-dqn", PLAIN + CLEANRL, "0-1"),
+    ("LunarLander, 128-128 units, 40,000 steps", LANDER, NET, NET, "0-1"),
+    ("LunarLander, CleanRL's settings", LANDER, OLD_PLAIN + CLEANRL, PLAIN + CLEANRL, "0-1"),
     (
         "InvertedPendulum, 40,000 steps",
         PENDULUM,

@@ -24,11 +24,10 @@ BAD_CARTPOLE = BAD_DQN + "|num-seeds 0|buffer-size 64|buffer-size 6401|total-tim
 BAD_GYMNASIUM = BAD_DQN + "|env-id Nothing-v0|env-id FrozenLake-v1|reward-scale -1|train-frequency 0|capture-video"
 BAD_LANDER = BAD_GYMNASIUM + "|env-id Pendulum-v1|env-id BipedalWalker-v3|eval-frequency 5"
 BAD_PENDULUM = BAD_GYMNASIUM + "|env-id CartPole-v1|env-id LunarLander-v3|num-bins 0|hidden-sizes --q-input state-action"
-EPISODES = "env_step,episode_return,episode_length"
 SCRIPTS = {  # flags of a run of a moment, the columns of returns.csv, flags that cannot work
     "dqn_cartpole_jax": (DQN, "env_step,episode_return,seed", BAD_CARTPOLE),
-    "dqn_lunarlander": (DQN + " --env-id CartPole-v1", EPISODES, BAD_LANDER),
-    "dqn_pendulum_discretized": (DQN, EPISODES, BAD_PENDULUM),
+    "dqn_lunarlander": (DQN + " --env-id CartPole-v1", "env_step,episode_return,episode_length", BAD_LANDER),
+    "dqn_pendulum_discretized": (DQN, "env_step,episode_return,episode_length", BAD_PENDULUM),
 }
 EACH = pytest.mark.parametrize("script", SCRIPTS)
 EACH_DQN = pytest.mark.parametrize("script", [script for script in SCRIPTS if script.startswith("dqn")])
@@ -118,9 +117,8 @@ def test_a_kept_run_is_complete_and_has_learned(script, kept, tmp_path):
 
 
 def test_a_state_action_model_needs_no_flags(tmp_path):
-    script, folder = "dqn_pendulum_discretized", tmp_path / "run"
-    first = run(script, f"{DQN} --q-input state-action --output-dir {folder}")
-    again = run(script, f"--eval-episodes 5 --load-model {folder / 'model.npz'}")
+    first = run("dqn_pendulum_discretized", f"{DQN} --q-input state-action --output-dir {tmp_path / 'run'}")
+    again = run("dqn_pendulum_discretized", f"--eval-episodes 5 --load-model {tmp_path / 'run' / 'model.npz'}")
     assert first[0] == again[0] == 0 and first[1].splitlines()[-1] == again[1].splitlines()[-1]
 
 
@@ -132,8 +130,7 @@ def test_a_run_too_short_for_an_update_says_so(script):
 
 @EACH_DQN
 def test_weights_that_are_not_finite_end_the_run(script, monkeypatch):
-    module = importlib.import_module(script)
-    monkeypatch.setattr(module.optax, "apply_updates", lambda params, _: jax.tree.map(lambda x: x * np.nan, params))
+    monkeypatch.setattr("optax.apply_updates", lambda params, _: jax.tree.map(lambda x: x * np.nan, params))
     with pytest.raises(SystemExit, match=r"\Aerror: the loss is not finite .*\Z"):  # Python prints it and exits with 1
         run(script, SCRIPTS[script][0])
 
@@ -162,8 +159,7 @@ def test_ctrl_c_evaluates_and_keeps_the_run(script, tmp_path):
 @EACH
 def test_inline_metadata_names_what_requirements_txt_lists(script):
     text = (ROOT / f"{script}.py").read_text()
-    block = re.search(r"# /// script\n((?:#.*\n)+?)# ///\n", text).group(1)
-    metadata = tomllib.loads(re.sub("^# ?", "", block, flags=re.M))
+    metadata = tomllib.loads(re.sub("^# ?", "", re.search(r"# /// script\n((?:#.*\n)+?)# ///\n", text).group(1), flags=re.M))
 
     def packages(lines):  # a[b,c]>=1 is both a[b]>=1 and a[c]>=1
         parts = [re.fullmatch(r"([\w-]+)(?:\[(.*)\])?(\S*)\s*(?:#.*)?", line).groups() for line in lines if line[0] != "#"]
