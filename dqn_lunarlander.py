@@ -56,19 +56,19 @@ class Args:
 
     seed: int = 1  # same seed, same machine: the same bits
     env_id: str = "LunarLander-v3"  # a Gymnasium environment with a flat Box observation and Discrete actions
-    total_timesteps: int = 150_000  # environment steps of the run
+    total_timesteps: int = 160_000  # environment steps of the run
     train_frequency: int = 16  # environment steps between two calls of learn()
-    gradient_steps: int = 4  # updates in one call
+    gradient_steps: int = 8  # updates in one call
     learning_starts: int = 2_000  # environment steps before the first update
-    buffer_size: int = 25_000  # transitions in the replay buffer
+    buffer_size: int = 50_000  # transitions in the replay buffer
     batch_size: int = 64  # transitions in one update
     hidden_sizes: tuple[int, ...] = (128, 128)  # units in each hidden layer
     layer_norm: bool = True  # normalize each hidden layer before its ReLU
-    learning_rate: float = 3e-3  # Adam's step size at the start
+    learning_rate: float = 1.5e-3  # Adam's step size at the start
     end_learning_rate: float = 0.0  # and at the end; it falls linearly
     gamma: float = 0.99  # discount per step
     n_step: int = 3  # rewards in a target before it adds Q; 1 in the paper
-    tau: float = 0.1  # how far a target update moves to the online weights; 1 copies them
+    tau: float = 0.05  # how far a target update moves to the online weights; 1 copies them
     target_network_frequency: int = 16  # environment steps between target updates, at most one for each call
     double_dqn: bool = True  # let the online network choose the action that the target network values
     reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported

@@ -61,10 +61,11 @@ ROWS = [
     *maze_rows(),
     Row("CartPole", CARTPOLE, "", 7000, 10, 100, readme="CartPole-v1"),
     Row("CartPole, one at a time", CARTPOLE, "", 5000, 9, alone=True, readme="CartPole-v1, one agent alone"),
-    Row("LunarLander", LANDER, "", 5100, readme="LunarLander-v3"),
-    Row("LunarLander, one at a time", LANDER, "", 5110, 2, alone=True, readme="LunarLander-v3, one agent alone"),
-    Row("LunarLander, 200,000 steps", LANDER, "--total-timesteps 200000", 5100),
-    Row("LunarLander, 120,000 steps", LANDER, "--total-timesteps 120000", 5100),
+    Row("LunarLander", LANDER, "", 5200, readme="LunarLander-v3"),
+    Row("LunarLander, one at a time", LANDER, "", 5210, 3, alone=True, readme="LunarLander-v3, one agent alone"),
+    Row("LunarLander, seeds seen before", LANDER, "", 5100),
+    Row("LunarLander, 200,000 steps", LANDER, "--total-timesteps 200000", 5200),
+    Row("LunarLander, 120,000 steps", LANDER, "--total-timesteps 120000", 5200),
     Row("Acrobot", LANDER, "--env-id Acrobot-v1", runs=5, readme="Acrobot-v1 (dqn_lunarlander.py)"),
     Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1", runs=5, readme="CartPole-v1 (dqn_lunarlander.py)"),
     Row("InvertedPendulum", PENDULUM, "", runs=20, readme=INVERTED),
@@ -245,10 +246,9 @@ PUREJAXRL = (
     " --gamma 0.99 --exploration-fraction 0.5 --num-envs 10 --batch-size 128 --hidden-sizes 120 84 --learning-starts 10000"
 )
 PUREJAXRL += " --target-network-frequency 500 --total-timesteps 500000"
-CLEANRL = " --no-double-dqn --gamma 0.99 --exploration-fraction 0.5 --batch-size 64 --hidden-sizes 120 84 --no-layer-norm --reward-scale 1"
-CLEANRL += (
-    " --target-network-frequency 500 --learning-starts 1000 --train-frequency 4 --gradient-steps 1 --total-timesteps 40000"
-)
+CLEANRL = " --no-double-dqn --gamma 0.99 --exploration-fraction 0.5 --batch-size 64 --hidden-sizes 120 84 --no-layer-norm"
+CLEANRL += " --reward-scale 1 --target-network-frequency 500 --learning-starts 1000 --train-frequency 4 --gradient-steps 1"
+CLEANRL += " --total-timesteps 40000"
 NET = "--hidden-sizes 128 128 --gradient-steps 4 --learning-rate 3e-3 --buffer-size 50000 --total-timesteps 40000"
 PAIRS = [  # name, script, flags of the earlier commit, flags of this one, cores
     ("CartPole, defaults", CARTPOLE, "", "", "0"),
