@@ -101,7 +101,8 @@ def env_sizes(env):
     obs_space, action_space = env.observation_space, env.action_space
     flat = isinstance(obs_space, gymnasium.spaces.Box) and len(obs_space.shape) == 1
     if not (flat and isinstance(action_space, gymnasium.spaces.Discrete)):
-        raise ValueError(f"env_id must have a flat Box observation and Discrete actions, not {obs_space} and {action_space}")
+        spaces = " ".join(f"{obs_space} and {action_space}".split())
+        raise ValueError(f"env_id must have a flat Box observation and Discrete actions, not {spaces}")
     return obs_space.shape[0], int(action_space.n)
 
 
@@ -395,7 +396,7 @@ def main(args):
         if args.output_dir:
             Path(args.output_dir).mkdir(parents=True)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {'output_dir: ' if isinstance(error, OSError) else ''}{error}", file=sys.stderr)
         return 2
     try:
         if not args.load_model:

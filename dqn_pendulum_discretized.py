@@ -412,7 +412,7 @@ def main(args):
         if args.output_dir:
             Path(args.output_dir).mkdir(parents=True)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {'output_dir: ' if isinstance(error, OSError) else ''}{error}", file=sys.stderr)
         return 2
     try:
         if not args.load_model:

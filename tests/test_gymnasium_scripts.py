@@ -18,7 +18,7 @@ import dqn_pendulum_discretized as pendulum
 BOTH = pytest.mark.parametrize("dqn", [lander, pendulum], ids=["lander", "pendulum"])
 NETWORKS = {
     "lander": (lander, {}),
-    "lander-plain": (lander, {"layer_norm": False}),
+    "lander-plain": (lander, {"double_dqn": False, "layer_norm": False}),
     "state": (pendulum, {}),
     "state-action": (pendulum, {"q_input": "state-action"}),
     "state-action-drawn": (pendulum, {"q_input": "state-action", "max_samples": 3}),
@@ -161,13 +161,14 @@ def test_the_network_that_acts_is_the_one_that_learns(dqn, changes):
 
 @EACH_NETWORK
 def test_updates_are_steps_of_adam_on_the_squared_error(dqn, changes):
-    """Against NumPy: y = r + discount * max Q(next_obs; target network); then a target update."""
+    """Against NumPy: y = r + discount * max Q(next_obs; target network), or Double DQN's choice; then a target update."""
     args, story = small(dqn, **changes, end_learning_rate=0.02), Story()
     obs, next_obs, reward = story.obs[:, 0], story.next_obs[:, 0], story.reward[:, 0]
     action, discount = story.action[:, 0], 0.9 * ~story.terminated[:, 0]
     params, target = networks(dqn, args)
     drawn = TORQUES[np.random.default_rng(0).integers(5, size=args.max_samples)] if "max_samples" in changes else TORQUES
-    y = reward + discount * numpy_q(args, target, next_obs, drawn).max(axis=1)
+    choice = numpy_q(args, params if getattr(args, "double_dqn", False) else target, next_obs, drawn).argmax(axis=1)
+    y = reward + discount * numpy_q(args, target, next_obs, drawn)[np.arange(12), choice]
 
     def loss_of(params):
         return np.mean((y - np.take_along_axis(numpy_q(args, params, obs, TORQUES), action[:, None], axis=1)[:, 0]) ** 2)
