@@ -207,7 +207,7 @@ def init_agents(args, rngs):
     def zeros(like, *axes):
         return jax.tree.map(lambda x: np.zeros((len(rngs), *axes, *x.shape), x.dtype), like)
 
-    opt_state = zeros(jax.eval_shape(make_optimizer(args).init, params[0]))  # Adam starts from zeros
+    opt_state = zeros(jax.eval_shape(make_optimizer(args).init, params[0]))  # as Adam does
     params = jax.tree.map(lambda *arrays: np.stack(arrays), *params)
     obs, number = np.zeros(OBS_SIZE, np.float32), np.float32(0)
     empty = Transition(obs, np.int32(0), number, number, obs, np.bool_(False))
@@ -327,7 +327,7 @@ def evaluate(args, params):
         (_, _, total), _ = jax.lax.scan(one_step, start, length=MAX_STEPS)
         return total
 
-    noise = np.random.default_rng(2**31).random((args.eval_episodes, OBS_SIZE), np.float32)  # no agent's seed
+    noise = np.random.default_rng(2**31).random((args.eval_episodes, OBS_SIZE), np.float32)
     return np.asarray(jax.jit(jax.vmap(play, (0, None)))(params, noise))
 
 

@@ -103,9 +103,8 @@ def make_torques(args, env):
     if not (
         flat and isinstance(action_space, gymnasium.spaces.Box) and action_space.shape == (1,) and action_space.is_bounded()
     ):
-        raise ValueError(
-            f"env_id must have a flat Box observation and a bounded Box action (1,), not {obs_space}, {action_space}"
-        )
+        spaces = " ".join(f"{obs_space} and {action_space}".split())
+        raise ValueError(f"env_id must have a flat Box observation and a bounded Box action (1,), not {spaces}")
     return np.linspace(action_space.low[0], action_space.high[0], args.num_bins, dtype=np.float32)
 
 
@@ -341,7 +340,7 @@ SCRIPT = "dqn_pendulum_discretized.py"
 def check(args):
     """Raise ValueError, naming the flag, on settings that cannot work."""
     for field in fields(args):
-        value, least = getattr(args, field.name), 0 if field.name == "seed" else 1
+        value, least = getattr(args, field.name), {"seed": 0, "num_bins": 2}.get(field.name, 1)
         if field.type is int and not least <= value < 2**31:
             raise ValueError(f"{field.name} must be at least {least} and below 2^31")
         if field.type is float and not 0 <= value <= 1:
@@ -349,7 +348,6 @@ def check(args):
     rules = [
         (min(args.hidden_sizes, default=0) > 0, "hidden_sizes must all be at least 1"),
         (args.learning_starts >= args.n_step, "learning_starts must be at least n_step"),
-        (args.num_bins > 1, "num_bins must be at least 2"),
         (args.output_dir or not args.capture_video, "capture_video needs output_dir"),
         (not args.output_dir or importlib.util.find_spec("matplotlib"), "output_dir needs matplotlib: pip install matplotlib"),
         (not args.capture_video or importlib.util.find_spec("imageio"), "capture_video needs imageio: pip install imageio"),
@@ -359,13 +357,14 @@ def check(args):
             raise ValueError(message)
 
 
-def load_model(path, torques=None):
+def load_model(path, torques=None, obs=None):
     """The params that a run kept as model.npz. Raises ValueError if it is damaged, from another script or for other torques."""
     try:
         with np.load(path, allow_pickle=False) as file:
             params = dict(file)
         script, made_for = params.pop("script"), params.pop("torques")
-        if script != SCRIPT or torques is not None and not np.array_equal(made_for, torques):
+        fits = torques is None or np.array_equal(made_for, torques) and q_values(params, obs, torques).size
+        if script != SCRIPT or not fits:
             raise ValueError(f"it is from {script}, for {len(made_for)} torques from {made_for[0]} to {made_for[-1]}")
     except Exception as error:  # of half a dozen kinds
         raise ValueError(f"load_model: {path}: {error}") from None
@@ -408,7 +407,8 @@ def main(args):
         check(args)
         env, camera = make_env(args), make_env(args, "rgb_array") if args.capture_video else None
         torques = make_torques(args, env)
-        params, counts = load_model(args.load_model, torques) if args.load_model else None, {}
+        obs = np.zeros(env.observation_space.shape)
+        params, counts = load_model(args.load_model, torques, obs) if args.load_model else None, {}
         if args.output_dir:
             Path(args.output_dir).mkdir(parents=True)
     except (ValueError, OSError) as error:

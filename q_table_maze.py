@@ -88,11 +88,11 @@ class Maze(NamedTuple):
     free: np.ndarray  # the cells that can be reached from the start and in which the episode goes on
     neighbor: np.ndarray  # (S, A) the cell that lies there; at the border the cell itself
     reward: np.ndarray  # (S,) for entering a cell
-    terminal: np.ndarray  # (S,) entering it ends the episode
+    terminal: np.ndarray  # (S,) it ends the episode
 
 
 class EnvState(NamedTuple):
-    cell: jax.Array  # its number, row by row
+    cell: jax.Array  # its number
     time: jax.Array  # steps since the start of the episode
 
 

@@ -25,6 +25,7 @@ BAD_GYMNASIUM = BAD_DQN + "|env-id Nothing-v0|env-id FrozenLake-v1|reward-scale 
 BAD_LANDER = BAD_GYMNASIUM + "|env-id Pendulum-v1|env-id BipedalWalker-v3|eval-frequency 5"
 BAD_PENDULUM = BAD_GYMNASIUM + "|env-id CartPole-v1|env-id LunarLander-v3|num-bins 0|hidden-sizes --q-input state-action"
 SCRIPTS = {  # flags of a run of a moment, the columns of returns.csv, flags that cannot work
+    "q_table_maze": ("--total-timesteps 20000 --eval-episodes 5", "env_step,episode_return,largest_error", BAD + "|board SXG"),
     "dqn_cartpole_jax": (DQN, "env_step,episode_return,seed", BAD_CARTPOLE),
     "dqn_lunarlander": (DQN + " --env-id CartPole-v1", "env_step,episode_return,episode_length", BAD_LANDER),
     "dqn_pendulum_discretized": (DQN, "env_step,episode_return,episode_length", BAD_PENDULUM),
