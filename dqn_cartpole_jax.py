@@ -207,7 +207,7 @@ def init_agents(args, rngs):
     def zeros(like, *axes):
         return jax.tree.map(lambda x: np.zeros((len(rngs), *axes, *x.shape), x.dtype), like)
 
-    opt_state = zeros(jax.eval_shape(make_optimizer(args).init, params[0]))  # as Adam does
+    opt_state = zeros(jax.eval_shape(make_optimizer(args).init, params[0]))  # Adam starts at 0
     params = jax.tree.map(lambda *arrays: np.stack(arrays), *params)
     obs, number = np.zeros(OBS_SIZE, np.float32), np.float32(0)
     empty = Transition(obs, np.int32(0), number, number, obs, np.bool_(False))
