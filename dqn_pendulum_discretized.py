@@ -24,7 +24,7 @@ weights, the target network, so that the target does not move with each update. 
     python dqn_pendulum_discretized.py --output-dir runs/1            keep the model, the returns, their curve and a summary
     python dqn_pendulum_discretized.py --load-model runs/1/model.npz  evaluate a kept model
 
-Measured on two cores of an AMD EPYC by tests/benchmark.py: RESULT.
+Measured by tests/benchmark.py: InvertedPendulum-v5 13 of 13 solved, 1000 torques 10 of 10; Pendulum-v1 mean -150.
 
 Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), updates come in groups, the target network
 moves a little after each group (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled to values near 1, and
@@ -245,7 +245,7 @@ def train(args, env):
         """Indices of torques (*shape, A): all or, if the torque is an input, max_samples of them at random."""
         if torque_is_input and args.num_bins > args.max_samples:
             return rng.integers(args.num_bins, size=(*shape, args.max_samples))
-        return np.broadcast_to(np.arange(args.num_bins), (*shape, args.num_bins))
+        return np.zeros((*shape, 1), int) + np.arange(args.num_bins)
 
     def batches():
         rows = sample(buffer, max(added, 1), rng, (args.gradient_steps, args.batch_size))

@@ -23,7 +23,7 @@ Running out of time does not end the maze: a truncated step still adds the value
     python q_table_maze.py --load-model runs/1/model.npz   evaluate a kept model
     JAX_DISABLE_JIT=1 python q_table_maze.py --total-timesteps 200  slow, but breakpoint() stops at every step
 
-Measured on two cores of an AMD EPYC by tests/benchmark.py: RESULT.
+Measured by tests/benchmark.py: optimal for 20 of 20 seeds on each board, with and without ice, in 0.1 to 11 s.
 
 Because targets are noisy on ice, alpha falls with the visits of a pair (s, a), the values are averaged over the second half of
 the run (Polyak and Juditsky 1992), and episodes start in any free cell (exploring starts, Sutton and Barto 2018).
@@ -54,7 +54,7 @@ class Args:
     """Tabular Q-learning in a maze."""
 
     seed: int = 1  # same seed, same machine: the same bits
-    board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8 (4x4 and 8x8 as in FrozenLake) or its rows, such as SFH/HFG
+    board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8 (the last two: FrozenLake) or rows, like SFH/HFG
     slip_prob: float = 0.0  # chance that a move goes to a side instead; FrozenLake's ice is 2/3
     total_timesteps: int | None = None  # most steps of the run; default: as many as the board needs
     max_episode_steps: int = 100  # the time limit, which truncates an episode
@@ -80,7 +80,7 @@ BOARDS = {
 }
 ACTIONS = 4
 MOVES = ((0, -1), (0, 1), (-1, 0), (1, 0))  # left, right, up, down: change of row and column
-TURNS = np.array([[0, 2, 3], [1, 2, 3], [2, 0, 1], [3, 0, 1]])  # (A, 3) where each action can go: straight on or to a side
+TURNS = np.array([[0, 2, 3], [1, 2, 3], [2, 0, 1], [3, 0, 1]])  # (A, 3) straight on, or to either side
 
 
 class Maze(NamedTuple):
@@ -183,7 +183,7 @@ def act_and_learn(args, maze, agent, noise):
     """
     # Act. Below epsilon, noise[0] / epsilon is again uniform in [0, 1).
     obs = agent.env_state.cell
-    greedy = jnp.argmax(q_values(agent.params, obs))  # among equals the first: left, right, up, down
+    greedy = jnp.argmax(q_values(agent.params, obs))  # the first of equals
     action = jnp.where(noise[0] < args.epsilon, (noise[0] / args.epsilon * ACTIONS).astype(jnp.int32), greedy)
 
     # Step.
@@ -238,7 +238,7 @@ def train(args):
     env_steps, windows, average, averaged, interrupted = 0, [], 0, 0, False
     try:
         for chunk in range(chunks):
-            agent, episodes, total = run_chunk(agent, noise)  # comes back at once (asynchronous dispatch)
+            agent, episodes, total = run_chunk(agent, noise)  # returns at once (asynchronous dispatch)
             env_steps += len(noise)
             noise = rng.random(noise.shape, np.float32)  # while the chunk runs
             params = jax.device_get(agent.params)
