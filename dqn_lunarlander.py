@@ -123,7 +123,7 @@ def init_params(rng, sizes, layer_norm):
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) -> (B, A), or (O,) -> (A,). ReLU between the layers.
 
-    It takes NumPy arrays as well: one observation takes 15 us in NumPy and 40 us through a compiled call.
+    It takes NumPy arrays as well: one observation takes 25 us in NumPy and 48 us through a compiled call.
     """
     x, last = obs.astype(np.float32), len(params) // 2 - 1
     for i in range(last):

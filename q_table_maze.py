@@ -189,7 +189,7 @@ def act_and_learn(args, maze, agent, noise):
     # Step.
     env_state, reward, terminated, truncated = step(args, maze, agent.env_state, action, noise[1])
 
-    # Learn. Count, then read the count: in the other order XLA copies visits at every step, 20 times as slow.
+    # Learn. Count, then read the count: in the other order XLA copies visits at every step.
     visits = agent.visits.at[obs, action].add(1)
     alpha = args.learning_rate * visits[obs, action].astype(jnp.float32) ** -args.decay_power
     params = update(args, agent.params, obs, action, reward, env_state.cell, terminated, alpha)
