@@ -123,7 +123,8 @@ def test_an_update_is_a_step_of_adam_on_the_squared_error():
     params, target = ({k: rng.normal(size=x.shape) for k, x in dqn.init_params(rng, (4, 6, 2)).items()} for _ in range(2))
 
     def q(params, obs):
-        return np.maximum(obs / np.array([2.4, 2, 0.2095, 2]) @ params["w0"] + params["b0"], 0) @ params["w1"] + params["b1"]
+        hidden = np.maximum(obs / np.array([2.4, 2, 0.2095, 2]) @ params["w0"].T + params["b0"][:, 0], 0)
+        return hidden @ params["w1"].T + params["b1"][:, 0]
 
     def loss_of(params):
         y = story.reward + 0.9 * np.where(story.terminated, 0, q(target, story.next_obs).max(axis=-1))
@@ -226,5 +227,5 @@ def test_a_kept_model_balances_gymnasiums_pole(tmp_path):
             obs, reward, terminated, truncated, _ = env.step(int(q_values(params, obs[None])[0].argmax()))
             total, ended = total + reward, terminated or truncated
         assert total >= 400
-    always_right = params | {"w1": 0 * params["w1"], "b1": np.float32([0, 1])}
+    always_right = params | {"w1": 0 * params["w1"], "b1": np.float32([[0], [1]])}
     assert set(dqn.evaluate(SMALL, always_right)[0]) <= {8, 9, 10, 11}
