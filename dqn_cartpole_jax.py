@@ -368,7 +368,7 @@ def load_model(path):
         one = params if params["b0"].ndim == 2 else {name: x[0] for name, x in params.items()}
         if script != SCRIPT or q_values(one, np.zeros((1, OBS_SIZE))).shape != (1, ACTIONS):
             raise ValueError(f"it is from {script} or of other shapes")
-    except Exception as error:  # of half a dozen kinds
+    except Exception as error:
         raise ValueError(f"load_model: {path}: {error}") from None
     return params
 

@@ -154,18 +154,19 @@ class Transition(NamedTuple):
 def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, gamma):
     """Append [obs, action, reward, discount] to the queue and add this step to all. Removes and returns the complete ones."""
     queue.append([obs.copy(), action, 0.0, 1.0])
-    for transition in queue:
-        transition[2] += transition[3] * reward
-        transition[3] *= gamma
+    for begun in queue:
+        begun[2] += begun[3] * reward
+        begun[3] *= gamma
     complete = len(queue) if terminated or truncated else max(len(queue) - n_step + 1, 0)
-    rows = [np.hstack([obs, a, r, 0 if terminated else discount, next_obs]) for obs, a, r, discount in queue[:complete]]
+    done = [Transition(obs, a, r, 0.0 if terminated else discount, next_obs) for obs, a, r, discount in queue[:complete]]
     del queue[:complete]
-    return rows
+    return done
 
 
-def add(buffer, t, row):
-    """Write a row into place t % buffer_size."""
-    buffer[t % len(buffer)] = row
+def add(buffer, t, transition):
+    """Write a transition into row t % buffer_size."""
+    row, size = buffer[t % len(buffer)], len(transition.obs)
+    row[:size], row[size : size + 3], row[size + 3 :] = transition.obs, transition[1:4], transition.next_obs
 
 
 def sample(buffer, added, rng, shape):
@@ -256,8 +257,8 @@ def train(args, env):
 
             # Store.
             this_step = obs, action, args.reward_scale * reward, next_obs, terminated, truncated
-            for row in extend(queue, *this_step, args.n_step, args.gamma):
-                add(buffer, added, row)
+            for transition in extend(queue, *this_step, args.n_step, args.gamma):
+                add(buffer, added, transition)
                 added += 1
             obs = next_obs
             if terminated or truncated:
@@ -310,7 +311,7 @@ def play(params, env, seed, every=0):
 
 def film(params, env, path):
     """Record one greedy episode as a GIF, in real time, with at most 25 frames a second."""
-    import imageio.v3  # only here: most runs need no pictures
+    import imageio.v3  # slow to import
 
     per_second = env.metadata.get("render_fps", 50)
     every = math.ceil(per_second / 25)
@@ -352,7 +353,7 @@ def load_model(path, env=None):
         sizes = len(params["w0"]), len(q_values(params, np.zeros(len(params["w0"]))))
         if script != SCRIPT or env and sizes != env_sizes(env):
             raise ValueError(f"it is from {script} or of other shapes")
-    except Exception as error:  # of half a dozen kinds
+    except Exception as error:
         raise ValueError(f"load_model: {path}: {error}") from None
     return params
 

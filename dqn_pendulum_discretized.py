@@ -30,7 +30,7 @@ Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988),
 moves a little after each group (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled to values near 1, and
 Adam, its step size falling to 0, minimizes the squared error.
 
-Letters in shapes: B batch, A actions, O observation, H units of the first layer, G updates in one call.
+Letters in shapes: B batch, A actions, O observation, H units, G updates in one call.
 """
 
 import importlib.util
@@ -59,7 +59,7 @@ class Args:
     env_id: str = "InvertedPendulum-v5"  # a Gymnasium environment with a flat Box observation and one bounded action
     num_bins: int = 5  # torques, evenly spaced over the action's range, both ends included
     q_input: Literal["state", "state-action"] = "state"  # what the network is given
-    max_samples: int = 32  # state-action: torques drawn at random for a maximum in training; the evaluation tries all
+    max_samples: int = 32  # state-action: torques drawn for a maximum in training; the evaluation tries all
     total_timesteps: int = 40_000  # environment steps of the run
     train_frequency: int = 32  # environment steps between two calls of learn()
     gradient_steps: int = 8  # updates in one call
@@ -154,18 +154,19 @@ class Transition(NamedTuple):
 def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, gamma):
     """Append [obs, action, reward, discount] to the queue and add this step to all. Removes and returns the complete ones."""
     queue.append([obs.copy(), action, 0.0, 1.0])
-    for transition in queue:
-        transition[2] += transition[3] * reward
-        transition[3] *= gamma
+    for begun in queue:
+        begun[2] += begun[3] * reward
+        begun[3] *= gamma
     complete = len(queue) if terminated or truncated else max(len(queue) - n_step + 1, 0)
-    rows = [np.hstack([obs, a, r, 0 if terminated else discount, next_obs]) for obs, a, r, discount in queue[:complete]]
+    done = [Transition(obs, a, r, 0.0 if terminated else discount, next_obs) for obs, a, r, discount in queue[:complete]]
     del queue[:complete]
-    return rows
+    return done
 
 
-def add(buffer, t, row):
-    """Write a row into place t % buffer_size."""
-    buffer[t % len(buffer)] = row
+def add(buffer, t, transition):
+    """Write a transition into row t % buffer_size."""
+    row, size = buffer[t % len(buffer)], len(transition.obs)
+    row[:size], row[size : size + 3], row[size + 3 :] = transition.obs, transition[1:4], transition.next_obs
 
 
 def sample(buffer, added, rng, shape):
@@ -241,11 +242,8 @@ def train(args, env):
     learner = Learner(params, params, make_optimizer(args).init(params))
     buffer, added, queue = np.zeros((args.buffer_size, 2 * obs_size + 3), np.float32), 0, []
 
-    def draw(*shape):
-        """Indices of torques (*shape, A): all or, if the torque is an input, max_samples of them at random."""
-        if torque_is_input and args.num_bins > args.max_samples:
-            return rng.integers(args.num_bins, size=(*shape, args.max_samples))
-        return np.zeros((*shape, 1), int) + np.arange(args.num_bins)
+    def draw(*shape):  # indices; the network that gives a value for each torque ignores them
+        return rng.integers(args.num_bins, size=(*shape, args.max_samples))
 
     def batches():
         rows = sample(buffer, max(added, 1), rng, (args.gradient_steps, args.batch_size))
@@ -262,18 +260,20 @@ def train(args, env):
             epsilon = args.start_e + fallen * (args.end_e - args.start_e)
             if rng.random() < epsilon:
                 action = int(rng.integers(args.num_bins))
+            elif torque_is_input:
+                drawn = draw()
+                action = drawn[q_values(params, obs, torques[drawn]).argmax()]
             else:
-                picks = draw()
-                action = picks[q_values(params, obs, torques[picks]).argmax()]
+                action = q_values(params, obs, torques).argmax()
 
             # Step.
-            next_obs, reward, terminated, truncated, _ = env.step(torques[[action]])
+            next_obs, reward, terminated, truncated, _ = env.step(torques[action, None])
             episode_return, episode_length = episode_return + reward, episode_length + 1
 
             # Store.
             this_step = obs, action, args.reward_scale * reward, next_obs, terminated, truncated
-            for row in extend(queue, *this_step, args.n_step, args.gamma):
-                add(buffer, added, row)
+            for transition in extend(queue, *this_step, args.n_step, args.gamma):
+                add(buffer, added, transition)
                 added += 1
             obs = next_obs
             if terminated or truncated:
@@ -317,14 +317,14 @@ def play(args, params, env, seed, every=0):
     while not ended:
         if every and t % every == 0:
             frames.append(env.render()[::2, ::2].copy())  # a view would keep the whole picture in memory
-        obs, reward, terminated, truncated, _ = env.step(torques[[q_values(params, obs, torques).argmax()]])
+        obs, reward, terminated, truncated, _ = env.step(torques[q_values(params, obs, torques).argmax(), None])
         total, t, ended = total + float(reward), t + 1, terminated or truncated
     return total, ([*frames, env.render()[::2, ::2].copy()] if every else [])
 
 
 def film(args, params, env):
     """Record one greedy episode as a GIF, in real time, with at most 25 frames a second."""
-    import imageio.v3  # only here: most runs need no pictures
+    import imageio.v3  # slow to import
 
     per_second = env.metadata.get("render_fps", 50)
     every = math.ceil(per_second / 25)
@@ -366,7 +366,7 @@ def load_model(path, torques=None, obs=None):
         fits = torques is None or np.array_equal(made_for, torques) and q_values(params, obs, torques).size
         if script != SCRIPT or not fits:
             raise ValueError(f"it is from {script}, for {len(made_for)} torques from {made_for[0]} to {made_for[-1]}")
-    except Exception as error:  # of half a dozen kinds
+    except Exception as error:
         raise ValueError(f"load_model: {path}: {error}") from None
     return params
 

@@ -308,7 +308,7 @@ def load_model(path, maze=None):
         script, (values,) = params.pop("script"), params.values()
         if script != SCRIPT or maze and values.shape != maze.neighbor.shape:
             raise ValueError(f"it is from {script}, for a board of {len(values)} cells")
-    except Exception as error:  # of half a dozen kinds
+    except Exception as error:
         raise ValueError(f"load_model: {path}: {error}") from None
     return params
 

@@ -105,14 +105,15 @@ def test_the_queue_sums_rewards_and_stops_at_ends(dqn, n_step):
             step = story.obs[t, i], story.action[t, i], story.reward[t, i], story.next_obs[t, i], *ends
             rows += dqn.extend(queue, *step, n_step, 0.9)
         expected = [story.transition(t, i, n_step, 0.9) for t in range(13 - n_step)]
-        np.testing.assert_allclose(rows, expected, rtol=1e-5)
+        for row, transition in zip(rows, expected, strict=True):
+            np.testing.assert_allclose(np.hstack(row), transition, rtol=1e-5)
 
 
 @BOTH
 def test_the_ring_keeps_the_newest_and_draws_all_that_is_filled(dqn):
     buffer = np.zeros((4, 5), np.float32)
     for t in range(6):
-        dqn.add(buffer, t, np.array([t, 1, 2, 3, t + 1]))
+        dqn.add(buffer, t, dqn.Transition(np.array([t]), 1, 2, 3, np.array([t + 1])))
         rows = dqn.sample(buffer, t + 1, np.random.default_rng(0), (3, 40))
         assert rows.shape == (3, 40, 5) and set(rows[..., 0].ravel()) == set(range(max(0, t - 3), t + 1))
     obs, action, reward, discount, next_obs = dqn.unpack(rows[0])
