@@ -60,8 +60,8 @@ class Args:
     num_bins: int = 5  # torques, evenly spaced over the action's range, both ends included
     q_input: Literal["state", "state-action"] = "state"  # what the network is given
     max_samples: int = 32  # state-action: torques drawn for a maximum in training; the evaluation tries all
-    total_timesteps: int = 40_000  # environment steps of the run
-    train_frequency: int = 32  # environment steps between two calls of learn()
+    total_timesteps: int = 30_000  # environment steps of the run
+    train_frequency: int = 16  # environment steps between two calls of learn()
     gradient_steps: int = 8  # updates in one call
     learning_starts: int = 1_000  # environment steps before the first update
     buffer_size: int = 15_000  # transitions in the replay buffer
@@ -71,7 +71,7 @@ class Args:
     end_learning_rate: float = 0.0  # and at the end; it falls linearly
     gamma: float = 0.99  # discount per step
     n_step: int = 3  # rewards in a target before it adds Q; 1 in the paper
-    tau: float = 0.1  # how far the target network moves to the online weights after each call
+    tau: float = 0.05  # how far the target network moves to the online weights after each call
     reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
     end_e: float = 0.02  # epsilon at the end
