@@ -175,17 +175,17 @@ def measure(name, peer, steps, job, flags, not_equal, checkout, count, quick):
 def main(
     cleanrl: str = "", purejaxrl: str = "", jym: str = "", only: tuple[str, ...] = (), pairs: int = 3, quick: bool = False
 ) -> None:
-    """Measure cleanrl, purejaxrl, jym, sb3 and sbx, or `only` some of them; `quick` tries this file and writes no results."""
+    """Measure cleanrl, purejaxrl, jym, sb3 and sbx, or `only` some, by name or row; `quick` tries this and writes nothing."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.environ |= {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
     checkouts = dict(cleanrl=cleanrl, purejaxrl=purejaxrl, jym=jym)
     kept = {line["name"]: line for line in csv.DictReader(RESULTS.open())} if RESULTS.exists() else {}
-    kept |= {row[0]: measure(*row, checkouts.get(row[1]), pairs, quick) for row in ROWS if not only or row[1] in only}
+    kept |= {row[0]: measure(*row, checkouts.get(row[1]), pairs, quick) for row in ROWS if not only or {*row[:2]} & {*only}}
     lines = [dict.fromkeys(COLUMNS, "") | kept[row[0]] for row in ROWS if row[0] in kept]
-    table = ["| beside ours | in | theirs | ours | ours as fast | returns | solved | not equal |", "| --- " * 8 + "|"]
+    table = ["| beside ours | ours is as many times as fast | returns | solved | not equal |", "| --- " * 5 + "|"]
     for x in lines:
-        table.append("| {name} | {unit} | {theirs} | {ours} | {ratio} ({smallest} to {largest}) |".format(**x))
-        table[-1] += " {theirs_return}, {ours_return} | {theirs_solved}, {ours_solved} | {not_equal} |".format(**x)
+        table.append("| {name} | {ratio} ({smallest} to {largest}) | {theirs_return}, {ours_return} |".format(**x))
+        table[-1] += " {theirs_solved}, {ours_solved} | {not_equal} |".format(**x)
     table += ["", *dict.fromkeys(f"Changed in the copy of {x['peer']}: {x['changes']}." for x in lines if x["changes"])]
     print(text := "\n".join(table).replace(" ( to )", ""))
     if not quick:
