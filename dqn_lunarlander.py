@@ -23,7 +23,7 @@ weights, the target network, so that the target does not move with each update. 
     python dqn_lunarlander.py --output-dir runs/2 --eval-frequency 25000 --capture-video      watch it learn, as GIFs
 
 Measured by tests/benchmark.py on two cores of an AMD EPYC: LunarLander-v3 solved by 10 of 10 fresh seeds, mean 270, worst 254,
-after 22 s of training; CartPole-v1 5 of 5, mean 500; Acrobot-v1 5 of 5, mean -77.
+after 21 s of training; CartPole-v1 5 of 5, mean 500; Acrobot-v1 5 of 5, mean -77.
 
 Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), the online network chooses the action that the
 target network values (Double DQN, van Hasselt et al. 2016), updates come in groups, the target network moves a little after

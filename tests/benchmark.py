@@ -61,9 +61,9 @@ INVERTED, SWING, THOUSAND = "InvertedPendulum-v5", "Pendulum-v1", "--q-input sta
 ROWS = [
     *maze_rows(),
     Row("CartPole", CARTPOLE, "", 7000, 10, 100, readme="CartPole-v1"),
-    Row("CartPole, one at a time", CARTPOLE, "", 5000, 9, alone=True, readme="CartPole-v1, one agent alone"),
+    Row("CartPole, one at a time", CARTPOLE, "", 5000, 9, alone=True),
     Row("LunarLander", LANDER, "", 5200, readme="LunarLander-v3"),
-    Row("LunarLander, one at a time", LANDER, "", 5210, 3, alone=True, readme="LunarLander-v3, one agent alone"),
+    Row("LunarLander, one at a time", LANDER, "", 5210, 3, alone=True),
     Row("LunarLander, 200,000 steps", LANDER, "--total-timesteps 200000", 5200),
     Row("LunarLander, 120,000 steps", LANDER, "--total-timesteps 120000 --exploration-fraction 0.05", 5300),
     Row("Acrobot", LANDER, "--env-id Acrobot-v1", runs=5, readme="Acrobot-v1 (dqn_lunarlander.py)"),
@@ -108,7 +108,7 @@ TUTORIALS = {
     PENDULUM: f"{THOUSAND} --max-samples 1000 {PAPER} --gradient-steps 1 --hidden-sizes 10 --start-e 0.1 --end-e 0.1"
     " --buffer-size 100 --learning-starts 100 --tau 1 --total-timesteps 20000 --eval-episodes 20",
     LANDER: f"{PAPER} --gradient-steps 1 --hidden-sizes 64 64 --no-layer-norm --buffer-size 10000"
-    " --learning-starts 10000 --gamma 0.995 --tau 0.001 --target-network-frequency 4 --end-e 0.01 --total-timesteps 400000",
+    " --learning-starts 10000 --gamma 0.995 --tau 0.001 --target-network-frequency 4 --end-e 0.01 --total-timesteps 200000",
     f"./{LANDER}": f"--env-id CartPole-v1 {PAPER} --gradient-steps 4 --hidden-sizes 300 100 --no-layer-norm"
     " --buffer-size 100000 --learning-starts 1000 --tau 1 --target-network-frequency 100 --start-e 0.3 --end-e 0.3"
     " --total-timesteps 30000",
@@ -203,15 +203,14 @@ def write_table(lines):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(lines)
-    table = ["| environment | steps | seeds | greedy return | worst seed | solved | training |", "| --- " * 7 + "|"]
+    table = ["| environment | steps | seeds | greedy return | worst seed | solved |", "| --- " * 6 + "|"]
     found = {line["name"]: line for line in lines}
     for row in ROWS:
         if row.readme and row.name in found:
             x = found[row.name]
-            seconds = f"{float(x['train_seconds']):.2f} s" if row.alone else ""
             interval = f" ± {float(x['interval']):.1f}" if x["interval"] != "" else ""
             mean, worst = f"{float(x['mean']):.1f}{interval}", f"{float(x['worst']):.1f}"
-            cells = row.readme, f"{int(x['steps']):,}", x["seeds"], mean, worst, x["solved"], seconds
+            cells = row.readme, f"{int(x['steps']):,}", x["seeds"], mean, worst, x["solved"]
             table.append("| " + " | ".join(cells) + " |")
     before, start_mark, rest = README.read_text().partition(START)
     if start_mark:

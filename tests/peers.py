@@ -182,7 +182,7 @@ def main(
     kept = {line["name"]: line for line in csv.DictReader(RESULTS.open())} if RESULTS.exists() else {}
     kept |= {row[0]: measure(*row, checkouts.get(row[1]), pairs, quick) for row in ROWS if not only or {*row[:2]} & {*only}}
     lines = [dict.fromkeys(COLUMNS, "") | kept[row[0]] for row in ROWS if row[0] in kept]
-    table = ["| beside ours | ours is as many times as fast | returns | solved | not equal |", "| --- " * 5 + "|"]
+    table = ["| beside ours | speed, ours / theirs | returns: theirs, ours | solved of three | not equal |", "| --- " * 5 + "|"]
     for x in lines:
         table.append("| {name} | {ratio} ({smallest} to {largest}) | {theirs_return}, {ours_return} |".format(**x))
         table[-1] += " {theirs_solved}, {ours_solved} | {not_equal} |".format(**x)
