@@ -169,7 +169,7 @@ def measure(name, peer, steps, job, flags, not_equal, checkout, count, quick):
         line |= {who: f"{(steps, ours['env_steps'])[one] / seconds:.0f}" if flags else f"{seconds:.2f}"}
         line |= {f"{who}_return": f"{mean(returns):.1f}", f"{who}_solved": sum(r >= threshold for r in returns)}
     ratios = sorted(pair[0] / pair[1] for pair in pairs)
-    return line | dict(ratio=f"{median(ratios):.2f}", smallest=f"{ratios[0]:.2f}", largest=f"{ratios[-1]:.2f}", pairs=count)
+    return line | dict(ratio=f"{median(ratios):.3g}", smallest=f"{ratios[0]:.3g}", largest=f"{ratios[-1]:.3g}", pairs=count)
 
 
 def main(
