@@ -218,7 +218,7 @@ def write_table(lines):
 
 
 def draw_curves(runs_of):
-    """Learning curves: the mean over the agents of their last 100 episodes, and a band from the worst to the best."""
+    """Learning curves: the mean over the agents of their last 10 episodes, and a band from the worst to the best."""
     from matplotlib.figure import Figure
 
     names = {"CartPole": "CartPole-v1", "LunarLander": "LunarLander-v3", "InvertedPendulum": INVERTED, "Pendulum": SWING}
@@ -230,13 +230,13 @@ def draw_curves(runs_of):
         if tables:
             grid = np.linspace(0, max(table[-1, 0] for table in tables), 200)
             recent = [
-                [table[table[:, 0] <= t, 1][-100:].mean() if t >= table[0, 0] else np.nan for t in grid] for table in tables
+                [table[table[:, 0] <= t, 1][-10:].mean() if t >= table[0, 0] else np.nan for t in grid] for table in tables
             ]
             recent = np.array(recent)[:, ~np.isnan(recent).any(axis=0)]
             axes.fill_between(grid[-recent.shape[1] :], recent.min(axis=0), recent.max(axis=0), alpha=0.25, linewidth=0)
             axes.plot(grid[-recent.shape[1] :], recent.mean(axis=0))
         axes.set(title=f"{title}, {len(tables)} agents", xlabel="environment steps")
-    figure.supylabel("training return, last 100", fontsize=9)
+    figure.supylabel("training return, last 10", fontsize=9)
     figure.savefig(RESULTS / "curves.png", dpi=110)
 
 
