@@ -158,9 +158,9 @@ def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, 
         begun[2] += begun[3] * reward
         begun[3] *= gamma
     complete = len(queue) if terminated or truncated else max(len(queue) - n_step + 1, 0)
-    done = [Transition(obs, a, r, 0.0 if terminated else discount, next_obs) for obs, a, r, discount in queue[:complete]]
+    ready = [Transition(obs, a, r, 0.0 if terminated else discount, next_obs) for obs, a, r, discount in queue[:complete]]
     del queue[:complete]
-    return done
+    return ready
 
 
 def add(buffer, t, transition):
