@@ -60,7 +60,7 @@ class Args:
     max_episode_steps: int = 100  # the time limit, which truncates an episode
     method: Literal["table", "network"] = "table"  # a table, or a linear network on one-hot states
     learning_rate: float = 1.0  # alpha at the first visit of a pair (s, a)
-    decay_power: float = 0.7  # alpha at visit n is learning_rate / n^decay_power; 0 keeps alpha
+    decay_power: float = 0.7  # on ice, alpha at visit n is learning_rate / n^decay_power
     gamma: float = 0.95  # discount per step
     epsilon: float = 0.5  # fraction of random actions
     eval_episodes: int = 100  # greedy episodes at the end
@@ -191,7 +191,8 @@ def act_and_learn(args, maze, agent, noise):
 
     # Learn. Count, then read the count: in the other order XLA copies visits at every step.
     visits = agent.visits.at[obs, action].add(1)
-    alpha = args.learning_rate * visits[obs, action].astype(jnp.float32) ** -args.decay_power
+    power = args.decay_power if args.slip_prob else 0
+    alpha = args.learning_rate * visits[obs, action].astype(jnp.float32) ** -power
     params = update(args, agent.params, obs, action, reward, env_state.cell, terminated, alpha)
 
     # Start again in any free cell where the episode ended.
