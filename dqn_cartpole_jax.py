@@ -223,12 +223,12 @@ def train_chunk(args, agent, first_step, noise):
     Returns the Agent, its params, the returns (T, N) of ended episodes, nan elsewhere, and the losses (T,).
     `jax.lax.scan(f, carry, xs)` is `for x in xs: carry, y = f(carry, x)`, compiled, with the ys stacked.
     """
-    n = args.num_envs
+    N = args.num_envs
     epsilon = optax.linear_schedule(args.start_e, args.end_e, max(1, args.exploration_fraction * args.total_timesteps))
 
     def joint_step(agent, inputs):
-        t, noise = inputs
-        explore, random, reset_noise, batch_noise = jnp.split(noise, np.array([1, 2, 2 + OBS_SIZE]) * n)
+        t, row = inputs
+        explore, random, reset_noise, batch_noise = jnp.split(row, np.array([1, 2, 2 + OBS_SIZE]) * N)
 
         # Act: epsilon-greedy.
         obs = agent.env_state.obs
@@ -239,17 +239,17 @@ def train_chunk(args, agent, first_step, noise):
         env_state, reward, terminated, truncated = step(agent.env_state, action)
         queue = extend(agent.queue, obs, action, reward, env_state.obs, terminated, truncated, args.gamma)
         episode_return, ended = agent.episode_return + reward, terminated | truncated
-        fresh = reset(reset_noise.reshape(n, OBS_SIZE))
+        fresh = reset(reset_noise.reshape(N, OBS_SIZE))
         env_state = EnvState(jnp.where(ended[:, None], fresh.obs, env_state.obs), jnp.where(ended, 0, env_state.time))
 
         # Store. The first n_step - 1 times nothing is complete: what is stored lands at the buffer's end, unsampled.
-        place = t - (args.n_step - 1) * n
+        place = t - (args.n_step - 1) * N
         buffer = add(agent.buffer, place, jax.tree.map(lambda rows: rows[0], queue))
 
         # Learn. Before learning_starts the step size is 0: a branch around the update would copy the whole buffer.
-        batch = sample(buffer, place + n, batch_noise)
+        batch = sample(buffer, place + N, batch_noise)
         params, opt_state, loss = update(args, agent.params, agent.target_params, agent.opt_state, batch)
-        due = (t + n) % args.target_network_frequency < n  # a multiple of it lies in these n steps
+        due = (t + N) % args.target_network_frequency < N  # a multiple of it lies in these N steps
         # w- <- w- + tau (w - w-)
         target_params = optax.incremental_update(params, agent.target_params, jnp.where(due, args.tau, 0))
 
@@ -257,7 +257,7 @@ def train_chunk(args, agent, first_step, noise):
         agent = Agent(params, target_params, opt_state, env_state, episode_return, queue, buffer)
         return agent, (returns, loss)
 
-    agent, (returns, losses) = jax.lax.scan(joint_step, agent, (first_step + n * jnp.arange(len(noise)), noise))
+    agent, (returns, losses) = jax.lax.scan(joint_step, agent, (first_step + N * jnp.arange(len(noise)), noise))
     return agent, agent.params, returns, losses
 
 
@@ -316,7 +316,7 @@ def train(args):
 # ---------- Evaluation
 def evaluate(args, params):
     """The returns (K, eval_episodes) of greedy episodes from starts that no training uses; params of one agent or K."""
-    if params["b0"].ndim == 2:
+    if params["b0"].ndim == 2:  # one agent
         params = jax.tree.map(lambda x: x[None], params)
 
     def play(params, noise):

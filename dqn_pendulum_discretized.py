@@ -152,7 +152,7 @@ class Transition(NamedTuple):
 
 
 def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, gamma):
-    """Append [obs, action, reward, discount] to the queue and add this step to all. Removes and returns the complete ones."""
+    """Append [obs, action, reward, discount], add this reward to all in the queue, remove and return the complete ones."""
     queue.append([obs.copy(), action, 0.0, 1.0])
     for begun in queue:
         begun[2] += begun[3] * reward
@@ -311,7 +311,7 @@ def evaluate(args, params, env):
 
 
 def play(args, params, env, seed, every=0):
-    """One greedy episode. Gives its return and, if every > 0, half-size pictures: one every `every` steps and the last."""
+    """One greedy episode: its return and, if every > 0, half-size pictures, one every `every` steps and the last."""
     torques = make_torques(args, env)
     obs, total, frames, t, ended = env.reset(seed=seed)[0], 0.0, [], 0, False
     while not ended:
@@ -323,7 +323,7 @@ def play(args, params, env, seed, every=0):
 
 
 def film(args, params, env):
-    """Record one greedy episode as a GIF, in real time, with at most 25 frames a second."""
+    """Record a greedy episode as a GIF, in real time, at most 25 frames a second."""
     import imageio.v3  # slow to import
 
     per_second = env.metadata.get("render_fps", 50)
@@ -426,7 +426,7 @@ def main(args):
             film(args, params, camera)
         env.close()
     except FloatingPointError as error:
-        sys.exit(f"error: {error}")  # status 1
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         return 130
     if args.output_dir:

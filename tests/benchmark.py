@@ -62,16 +62,15 @@ ROWS = [
     *maze_rows(),
     Row("CartPole", CARTPOLE, "", 7000, 10, 100, readme="CartPole-v1"),
     Row("CartPole, one at a time", CARTPOLE, "", 5000, 9, alone=True),
-    Row("LunarLander", LANDER, "", 5200, readme="LunarLander-v3"),
-    Row("LunarLander, one at a time", LANDER, "", 5210, 3, alone=True),
-    Row("LunarLander, 200,000 steps", LANDER, "--total-timesteps 200000", 5200),
-    Row("LunarLander, 120,000 steps", LANDER, "--total-timesteps 120000 --exploration-fraction 0.05", 5300),
+    Row("LunarLander", LANDER, "", 5500, readme="LunarLander-v3"),
+    Row("LunarLander, one at a time", LANDER, "", 5510, 3, alone=True),
+    Row("LunarLander, 120,000 steps", LANDER, "--total-timesteps 120000", 5600),
     Row("Acrobot", LANDER, "--env-id Acrobot-v1", runs=5, readme="Acrobot-v1 (dqn_lunarlander.py)"),
     Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1", runs=5, readme="CartPole-v1 (dqn_lunarlander.py)"),
     Row("InvertedPendulum", PENDULUM, "", 5060, readme=INVERTED),
     Row("InvertedPendulum, 25,000 steps", PENDULUM, "--total-timesteps 25000", 5100, runs=20),
     Row("InvertedPendulum, one at a time", PENDULUM, "", 5090, 3, alone=True),
-    Row("Pendulum", PENDULUM, f"--env-id {SWING}", 5060, readme=f"{SWING} (best with 11 torques: -137, dynamic programming)"),
+    Row("Pendulum", PENDULUM, f"--env-id {SWING}", 5060, readme=f"{SWING} (best with 5 torques: -136, dynamic programming)"),
     Row(
         "InvertedPendulum, 1000 torques",
         PENDULUM,
@@ -88,7 +87,10 @@ ABLATIONS = {
         "--n-step 1|--tau 1 --target-network-frequency 512|--end-learning-rate 0.01|--buffer-size 9600|--gamma 0.99"
         "|--hidden-sizes 64 64|--hidden-sizes 48|--exploration-fraction 0.2|--num-envs 128"
     ),
-    LANDER: "--n-step 1|--no-layer-norm|--no-double-dqn|--buffer-size 160000|--end-learning-rate 0.0015|--reward-scale 1",
+    LANDER: (
+        "--action-gap 0|--n-step 1|--no-double-dqn|--no-layer-norm|--buffer-size 200000|--end-learning-rate 0.003"
+        "|--reward-scale 1|--gradient-steps 8 --learning-rate 0.0015"
+    ),
     PENDULUM: "--n-step 1|--buffer-size 30000|--end-learning-rate 0.003|--num-bins 11|--reward-scale 1",
 }
 ROWS += [
@@ -107,9 +109,9 @@ TUTORIALS = {
     MAZE: "--epsilon 0 --learning-rate 0.8 --decay-power 0 --max-episode-steps 4 --total-timesteps 200",
     PENDULUM: f"{THOUSAND} --max-samples 1000 {PAPER} --gradient-steps 1 --hidden-sizes 10 --start-e 0.1 --end-e 0.1"
     " --buffer-size 100 --learning-starts 100 --tau 1 --total-timesteps 20000 --eval-episodes 20",
-    LANDER: f"{PAPER} --gradient-steps 1 --hidden-sizes 64 64 --no-layer-norm --buffer-size 10000"
+    LANDER: f"{PAPER} --action-gap 0 --gradient-steps 1 --hidden-sizes 64 64 --no-layer-norm --buffer-size 10000"
     " --learning-starts 10000 --gamma 0.995 --tau 0.001 --target-network-frequency 4 --end-e 0.01 --total-timesteps 200000",
-    f"./{LANDER}": f"--env-id CartPole-v1 {PAPER} --gradient-steps 4 --hidden-sizes 300 100 --no-layer-norm"
+    f"./{LANDER}": f"--env-id CartPole-v1 {PAPER} --action-gap 0 --gradient-steps 4 --hidden-sizes 300 100 --no-layer-norm"
     " --buffer-size 100000 --learning-starts 1000 --tau 1 --target-network-frequency 100 --start-e 0.3 --end-e 0.3"
     " --total-timesteps 30000",
     CARTPOLE: f"{JYM} --end-learning-rate 1e-3",
@@ -279,8 +281,8 @@ PAIRS = [  # name, script, flags of the earlier commit, flags of this one, cores
     ("PureJaxRL's settings", CARTPOLE, OLD_PLAIN + PUREJAXRL + " --train-frequency 10", PLAIN + PUREJAXRL, "0"),
     ("jym's settings", CARTPOLE, JYM + " --no-anneal-lr --train-frequency 1", JYM + " --end-learning-rate 1e-3", "0"),
     ("LunarLander, defaults", LANDER, "", "", "0-1"),
-    ("LunarLander, 128-128 units, 40,000 steps", LANDER, NET, NET, "0-1"),
-    ("LunarLander, CleanRL's settings", LANDER, OLD_PLAIN + CLEANRL, PLAIN + CLEANRL, "0-1"),
+    ("LunarLander, 128-128 units, 40,000 steps", LANDER, NET, NET + " --action-gap 0", "0-1"),
+    ("LunarLander, CleanRL's settings", LANDER, OLD_PLAIN + CLEANRL, PLAIN + CLEANRL + " --action-gap 0", "0-1"),
     (
         "InvertedPendulum, 40,000 steps",
         PENDULUM,

@@ -17,8 +17,8 @@ import dqn_pendulum_discretized as pendulum
 
 BOTH = pytest.mark.parametrize("dqn", [lander, pendulum], ids=["lander", "pendulum"])
 NETWORKS = {
-    "lander": (lander, {}),
-    "lander-plain": (lander, {"double_dqn": False, "layer_norm": False}),
+    "lander": (lander, {"action_gap": 0.5}),
+    "lander-plain": (lander, {"double_dqn": False, "layer_norm": False, "action_gap": 0.0}),
     "state": (pendulum, {}),
     "state-action": (pendulum, {"q_input": "state-action"}),
     "state-action-drawn": (pendulum, {"q_input": "state-action", "max_samples": 3}),
@@ -68,13 +68,14 @@ def test_values_that_are_known(kind, dqn, changes):
     """A reward of 1; one that is the observation; one for the action; one for the second action; 1 at every step.
 
     The last is worth 1 / (1 - gamma), for truncation ends the episode and not the value. The last but one is worth gamma times
-    the best reward, or times the mean best of three if a maximum is taken over three random torques.
+    the best reward, or times the mean best of three if a maximum is taken over three random torques. With action_gap the value
+    of the worse action is further from the best by the factor 1 / (1 - action_gap).
     """
     args, env = small(dqn, **changes, n_step=3 if kind == "limit" else 1), Probe(kind, dqn)
     params, episodes, counts = dqn.train(args, env)
     before, after = (q_values(dqn, params, np.float32([obs])) for obs in (-1, 1))
     assert before.shape == (2,) if dqn is lander else (5,)
-    worth = np.array([-1, 1]) if dqn is lander else 1 - 2 * np.abs(TORQUES - 0.5)
+    worth = np.array([1 - 2 / (1 - args.action_gap), 1]) if dqn is lander else 1 - 2 * np.abs(TORQUES - 0.5)
     best = np.mean([max(three) for three in itertools.product(worth, repeat=3)]) if "max_samples" in changes else 1
     expected = {"observation": -1, "action": worth, "later": GAMMA * best, "limit": 1 / (1 - GAMMA)}.get(kind, 1)
     np.testing.assert_allclose(before, np.broadcast_to(expected, before.shape), atol=0.2)
@@ -162,7 +163,7 @@ def test_the_network_that_acts_is_the_one_that_learns(dqn, changes):
 
 @EACH_NETWORK
 def test_updates_are_steps_of_adam_on_the_squared_error(dqn, changes):
-    """Against NumPy: y = r + discount * max Q(next_obs; target network), or Double DQN's choice; then a target update."""
+    """Against NumPy: y = r + discount * max Q(next_obs; target network), or Double DQN's choice, less the action gap."""
     args, story = small(dqn, **changes, end_learning_rate=0.02), Story()
     obs, next_obs, reward = story.obs[:, 0], story.next_obs[:, 0], story.reward[:, 0]
     action, discount = story.action[:, 0], 0.9 * ~story.terminated[:, 0]
@@ -170,6 +171,8 @@ def test_updates_are_steps_of_adam_on_the_squared_error(dqn, changes):
     drawn = TORQUES[np.random.default_rng(0).integers(5, size=args.max_samples)] if "max_samples" in changes else TORQUES
     choice = numpy_q(args, params if getattr(args, "double_dqn", False) else target, next_obs, drawn).argmax(axis=1)
     y = reward + discount * numpy_q(args, target, next_obs, drawn)[np.arange(12), choice]
+    q = numpy_q(args, params, obs, TORQUES)
+    y = y - getattr(args, "action_gap", 0) * (q.max(axis=1) - q[np.arange(12), action])
 
     def loss_of(params):
         return np.mean((y - np.take_along_axis(numpy_q(args, params, obs, TORQUES), action[:, None], axis=1)[:, 0]) ** 2)
