@@ -12,9 +12,10 @@ its points are called torques here. The network sees an action in one of two way
 each torque comes out; or the state and a torque go in and one value comes out. The second way allows thousands of torques,
 because in training a maximum over a few random ones will do (Fourati et al. 2024, https://arxiv.org/abs/2405.10310).
 
-Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) trains a network Q(s, a; w) with weights w. It keeps a
-replay buffer of past steps (s, a, r, s'), because consecutive steps are too alike to learn from, and an older copy w- of the
-weights, the target network, so that the target does not move with each update. An update lowers the mean over a random batch of
+Q(s, a) is the discounted sum of rewards to expect after action a in state s. Deep Q-learning (Mnih et al. 2015,
+https://doi.org/10.1038/nature14236) trains a network Q(s, a; w) with weights w. It keeps a replay buffer of past steps
+(s, a, r, s'), because consecutive steps are alike, and a slower copy w- of the weights, the target network, so that the target
+does not move with each update. An update lowers the mean over a random batch of
 
     (y - Q(s, a; w))^2        with the target  y = r + gamma max_a' Q(s', a'; w-),   y = r where s' is terminal.
 
@@ -27,8 +28,8 @@ weights, the target network, so that the target does not move with each update. 
 Measured by tests/benchmark.py: InvertedPendulum-v5 13 of 13 solved, 1000 torques 10 of 10; Pendulum-v1 mean -146.
 
 Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), updates come in groups, the target network
-moves a little after each group (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled to values near 1, and
-Adam, its step size falling to 0, minimizes the squared error.
+moves a little after each group (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled so that values
+are near 1, and errors are not clipped; Adam's step size falls to 0.
 
 Letters in shapes: B batch, A actions, O observation, H units, G updates in one call.
 """
@@ -70,7 +71,7 @@ class Args:
     learning_rate: float = 3e-3  # Adam's step size at the start
     end_learning_rate: float = 0.0  # and at the end; it falls linearly
     gamma: float = 0.99  # discount per step
-    n_step: int = 3  # rewards in a target before it adds Q; 1 in the paper
+    n_step: int = 3  # rewards in a target before it adds Q; plain DQN: 1
     tau: float = 0.05  # how far the target network moves to the online weights after each call
     reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
     start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
@@ -90,7 +91,7 @@ def make_env(args, render_mode=None):
         if render_mode:
             env.reset()
             env.render()[::2, ::2]
-    except Exception as error:  # a missing package may raise anything
+    except Exception as error:
         flag = f"capture_video, {args.env_id}" if render_mode else f"env_id {args.env_id}"
         raise ValueError(f"{flag}: {' '.join(str(error).split())}") from None
     return env
@@ -153,7 +154,7 @@ class Transition(NamedTuple):
 
 def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, gamma):
     """Append [obs, action, reward, discount], add this reward to all in the queue, remove and return the complete ones."""
-    queue.append([obs.copy(), action, 0.0, 1.0])
+    queue.append([obs, action, 0.0, 1.0])
     for begun in queue:
         begun[2] += begun[3] * reward
         begun[3] *= gamma
@@ -163,14 +164,14 @@ def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, 
     return ready
 
 
-def add(buffer, t, transition):
-    """Write a transition into row t % buffer_size."""
-    row, size = buffer[t % len(buffer)], len(transition.obs)
+def add(buffer, place, transition):
+    """Write a transition into row place % buffer_size."""
+    row, size = buffer[place % len(buffer)], len(transition.obs)
     row[:size], row[size : size + 3], row[size + 3 :] = transition.obs, transition[1:4], transition.next_obs
 
 
 def sample(buffer, added, rng, shape):
-    """Draw rows (G, B, 2 O + 3) uniformly, with replacement, from a buffer that was given `added`."""
+    """Draw rows (G, B, 2 O + 3) uniformly, with replacement, from a buffer to which `added` were added."""
     return buffer[rng.integers(min(added, len(buffer)), size=shape)]
 
 
@@ -189,7 +190,7 @@ class Learner(NamedTuple):  # all that learn() changes
 
 
 def make_optimizer(args):
-    """Adam, whose step size falls linearly. Its schedule counts updates."""
+    """Adam, whose step size falls linearly."""
     calls = args.total_timesteps // args.train_frequency - args.learning_starts // args.train_frequency
     return optax.adam(optax.linear_schedule(args.learning_rate, args.end_learning_rate, max(1, calls * args.gradient_steps)))
 
@@ -256,8 +257,7 @@ def train(args, env):
     try:
         for env_steps in range(1, args.total_timesteps + 1):
             # Act: epsilon-greedy.
-            fallen = min(1, env_steps / max(1, args.exploration_fraction * args.total_timesteps))
-            epsilon = args.start_e + fallen * (args.end_e - args.start_e)
+            epsilon = np.interp(env_steps, (0, args.exploration_fraction * args.total_timesteps), (args.start_e, args.end_e))
             if rng.random() < epsilon:
                 action = int(rng.integers(args.num_bins))
             elif torque_is_input:
@@ -267,6 +267,7 @@ def train(args, env):
                 action = q_values(params, obs, torques).argmax()
 
             # Step.
+            obs = obs.copy()  # the environment may overwrite it
             next_obs, reward, terminated, truncated, _ = env.step(torques[action, None])
             episode_return, episode_length = episode_return + reward, episode_length + 1
 

@@ -89,7 +89,7 @@ ABLATIONS = {
     ),
     LANDER: (
         "--action-gap 0|--n-step 1|--no-double-dqn|--no-layer-norm|--buffer-size 200000|--end-learning-rate 0.003"
-        "|--reward-scale 1|--gradient-steps 8 --learning-rate 0.0015"
+        "|--reward-scale 1"
     ),
     PENDULUM: "--n-step 1|--buffer-size 30000|--end-learning-rate 0.003|--num-bins 11|--reward-scale 1",
 }

@@ -39,16 +39,17 @@ def q_values(dqn, params, obs):
 
 
 class Probe(gymnasium.Env):
-    """An environment without a spec, whose values are known."""
+    """An environment without a spec, whose values are known, and which writes every observation over the last."""
 
     observation_space = Box(-1, 1, (1,), np.float32)
 
     def __init__(self, kind, dqn):
         self.kind, self.action_space = kind, Discrete(2, start=5) if dqn is lander else Box(-1, 1, (1,))
+        self.obs = np.zeros(1, np.float32)
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
-        self.t, self.obs = 0, np.float32([self.np_random.choice([-1, 1]) if self.kind == "observation" else -1])
+        self.t, self.obs[:] = 0, self.np_random.choice([-1, 1]) if self.kind == "observation" else -1
         return self.obs, {}
 
     def step(self, action):
@@ -57,7 +58,7 @@ class Probe(gymnasium.Env):
         worth = (-1.0, 1.0)[action - 5] if isinstance(self.action_space, Discrete) else float(1 - 2 * abs(action[0] - 0.5))
         pays = {"observation": self.obs[0], "action": worth, "later": worth if self.t == 2 else 0.0}
         if self.kind == "later":
-            self.obs = np.float32([1])
+            self.obs[:] = 1
         terminated = self.kind != "limit" and (self.kind != "later" or self.t == 2)
         return self.obs, pays.get(self.kind, 1.0), terminated, self.kind == "limit" and self.t == 4, {}
 
