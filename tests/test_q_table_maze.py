@@ -71,7 +71,7 @@ def test_training_finds_an_optimal_policy_and_nearly_the_exact_values(board, sli
     free = read_board(board).free
     assert lost_value(args, params) < 1e-3
     assert np.abs(params["q_table"] - exact_q(args, read_board(board)))[free].max() < 0.05
-    assert windows[-1, 2] < windows[0, 2] and counts["env_steps"] == windows[-1, 0]
+    assert windows[-1, 2] <= windows[0, 2] and counts["env_steps"] == windows[-1, 0]
     if slip == 0:
         assert (evaluate(args, params) == 1).all()
 
