@@ -65,6 +65,7 @@ ROWS = [
     Row("LunarLander", LANDER, "", 5500, readme="LunarLander-v3"),
     Row("LunarLander, one at a time", LANDER, "", 5510, 3, alone=True),
     Row("LunarLander, 120,000 steps", LANDER, "--total-timesteps 120000", 5600),
+    Row("LunarLander, 120,000 steps, no action_gap", LANDER, "--total-timesteps 120000 --action-gap 0", 5600),
     Row("Acrobot", LANDER, "--env-id Acrobot-v1", runs=5, readme="Acrobot-v1 (dqn_lunarlander.py)"),
     Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1", runs=5, readme="CartPole-v1 (dqn_lunarlander.py)"),
     Row("InvertedPendulum", PENDULUM, "", 5060, readme=INVERTED),
@@ -238,7 +239,8 @@ def draw_curves(runs_of):
             axes.fill_between(grid[-recent.shape[1] :], recent.min(axis=0), recent.max(axis=0), alpha=0.25, linewidth=0)
             axes.plot(grid[-recent.shape[1] :], recent.mean(axis=0))
         axes.set(title=f"{title}, {len(tables)} agents", xlabel="environment steps")
-    figure.supylabel("training return, last 10", fontsize=9)
+        axes.locator_params(axis="x", nbins=4)
+    figure.supylabel("epsilon-greedy return, last 10", fontsize=9)
     figure.savefig(RESULTS / "curves.png", dpi=110)
 
 
