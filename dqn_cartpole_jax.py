@@ -127,7 +127,7 @@ def q_values(params, obs):
     """
     x, last = (obs / OBS_SCALE).T, len(params) // 2 - 1
     for i in range(last):
-        x = jnp.maximum(params[f"w{i}"] @ x + params[f"b{i}"], 0)
+        x = jax.nn.relu(params[f"w{i}"] @ x + params[f"b{i}"])
     return (params[f"w{last}"] @ x + params[f"b{last}"]).T
 
 

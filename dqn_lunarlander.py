@@ -68,7 +68,7 @@ class Args:
     layer_norm: bool = True  # normalize each hidden layer before its ReLU
     learning_rate: float = 3e-3  # Adam's step size at the start
     end_learning_rate: float = 0.0  # and at the end; it falls linearly
-    gamma: float = 0.99  # discount per step
+    gamma: float = 0.995  # discount per step
     n_step: int = 3  # rewards in a target before it adds Q; plain DQN: 1
     tau: float = 0.05  # how far a target update moves to the online weights; 1 copies them
     target_network_frequency: int = 16  # environment steps between target updates, at most one a call

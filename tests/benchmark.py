@@ -62,10 +62,10 @@ ROWS = [
     *maze_rows(),
     Row("CartPole", CARTPOLE, "", 7000, 10, 100, readme="CartPole-v1"),
     Row("CartPole, one at a time", CARTPOLE, "", 5000, 9, alone=True),
-    Row("LunarLander", LANDER, "", 5500, readme="LunarLander-v3"),
-    Row("LunarLander, one at a time", LANDER, "", 5510, 3, alone=True),
-    Row("LunarLander, 120,000 steps", LANDER, "--total-timesteps 120000", 5600),
-    Row("LunarLander, 120,000 steps, no action_gap", LANDER, "--total-timesteps 120000 --action-gap 0", 5600),
+    Row("LunarLander", LANDER, "", 5700, readme="LunarLander-v3"),
+    Row("LunarLander, one at a time", LANDER, "", 5710, 3, alone=True),
+    Row("LunarLander, 120,000 steps", LANDER, "--total-timesteps 120000", 5800),
+    Row("LunarLander, 120,000 steps, no action_gap", LANDER, "--total-timesteps 120000 --action-gap 0", 5800),
     Row("Acrobot", LANDER, "--env-id Acrobot-v1", runs=5, readme="Acrobot-v1 (dqn_lunarlander.py)"),
     Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1", runs=5, readme="CartPole-v1 (dqn_lunarlander.py)"),
     Row("InvertedPendulum", PENDULUM, "", 5060, readme=INVERTED),
@@ -112,7 +112,7 @@ TUTORIALS = {
     " --buffer-size 100 --learning-starts 100 --tau 1 --total-timesteps 20000 --eval-episodes 20",
     LANDER: f"{PAPER} --action-gap 0 --gradient-steps 1 --hidden-sizes 64 64 --no-layer-norm --buffer-size 10000"
     " --learning-starts 10000 --gamma 0.995 --tau 0.001 --target-network-frequency 4 --end-e 0.01 --total-timesteps 200000",
-    f"./{LANDER}": f"--env-id CartPole-v1 {PAPER} --action-gap 0 --gradient-steps 4 --hidden-sizes 300 100 --no-layer-norm"
+    f"./{LANDER}": f"--env-id CartPole-v1 {PAPER} --gamma 0.99 --action-gap 0 --gradient-steps 4 --hidden-sizes 300 100 --no-layer-norm"
     " --buffer-size 100000 --learning-starts 1000 --tau 1 --target-network-frequency 100 --start-e 0.3 --end-e 0.3"
     " --total-timesteps 30000",
     CARTPOLE: f"{JYM} --end-learning-rate 1e-3",
