@@ -112,9 +112,9 @@ TUTORIALS = {
     " --buffer-size 100 --learning-starts 100 --tau 1 --total-timesteps 20000 --eval-episodes 20",
     LANDER: f"{PAPER} --action-gap 0 --gradient-steps 1 --hidden-sizes 64 64 --no-layer-norm --buffer-size 10000"
     " --learning-starts 10000 --gamma 0.995 --tau 0.001 --target-network-frequency 4 --end-e 0.01 --total-timesteps 200000",
-    f"./{LANDER}": f"--env-id CartPole-v1 {PAPER} --gamma 0.99 --action-gap 0 --gradient-steps 4 --hidden-sizes 300 100 --no-layer-norm"
-    " --buffer-size 100000 --learning-starts 1000 --tau 1 --target-network-frequency 100 --start-e 0.3 --end-e 0.3"
-    " --total-timesteps 30000",
+    f"./{LANDER}": f"--env-id CartPole-v1 {PAPER} --gamma 0.99 --action-gap 0 --gradient-steps 4 --hidden-sizes 300 100"
+    " --no-layer-norm --buffer-size 100000 --learning-starts 1000 --tau 1 --target-network-frequency 100 --start-e 0.3"
+    " --end-e 0.3 --total-timesteps 30000",
     CARTPOLE: f"{JYM} --end-learning-rate 1e-3",
 }
 ROWS += [Row(f"tutorial {i}", script.strip("./"), flags) for i, (script, flags) in enumerate(TUTORIALS.items(), 1)]
