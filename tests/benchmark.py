@@ -71,7 +71,7 @@ ROWS = [
     Row("InvertedPendulum", PENDULUM, "", 5060, readme=INVERTED),
     Row("InvertedPendulum, 25,000 steps", PENDULUM, "--total-timesteps 25000", 5100, runs=20),
     Row("InvertedPendulum, one at a time", PENDULUM, "", 5090, 3, alone=True),
-    Row("Pendulum", PENDULUM, f"--env-id {SWING}", 5060, readme=f"{SWING} (best with 5 torques: -136, dynamic programming)"),
+    Row("Pendulum", PENDULUM, f"--env-id {SWING}", 5060, readme=f"{SWING} (best with 5 torques: -136)"),
     Row(
         "InvertedPendulum, 1000 torques",
         PENDULUM,
@@ -217,7 +217,7 @@ def write_table(lines):
             table.append("| " + " | ".join(cells) + " |")
     before, start_mark, rest = README.read_text().partition(START)
     if start_mark:
-        README.write_text(f"{before}{START}\n\n" + "\n".join(table) + f"\n\n{END}{rest.split(END)[1]}")
+        README.write_text(f"{before}{START}\n" + "\n".join(table) + f"\n{END}{rest.split(END)[1]}")
 
 
 def draw_curves(runs_of):
@@ -245,7 +245,7 @@ def draw_curves(runs_of):
 
 
 def film(runs_of):
-    """pole.gif: a kept CartPole model in Gymnasium's own environment. lander.gif: three landings, early to late."""
+    """pole.gif: a kept CartPole model in Gymnasium's own environment. lander.gif: early and late, side by side."""
     import gymnasium
     import imageio.v3
 
@@ -261,9 +261,11 @@ def film(runs_of):
             obs, _, terminated, truncated, _ = env.step(int(dqn_cartpole_jax.q_values(params, obs[None]).argmax()))
             ended = terminated or truncated or ended
     imageio.v3.imwrite(RESULTS / "pole.gif", frames, duration=40, loop=0)
-    start(LANDER, "--seed 5100 --eval-frequency 50000 --capture-video --eval-episodes 5", RUNS / "lander", "0-1")
-    frames = [x for name in ("model_50000", "model") for x in imageio.v3.imread(RUNS / "lander" / f"{name}.gif")[:, ::1, ::1]]
-    imageio.v3.imwrite(RESULTS / "lander.gif", frames[::2], duration=80, loop=0)
+    start(LANDER, "--seed 5100 --eval-frequency 20000 --capture-video --eval-episodes 5", RUNS / "lander", "0-1")
+    both = [imageio.v3.imread(RUNS / "lander" / f"{name}.gif")[::2] for name in ("model_20000", "model")]
+    steps = range(max(map(len, both)))  # the shorter one stays at its last frame
+    frames = [np.concatenate([film[min(i, len(film) - 1)] for film in both], axis=1) for i in steps]
+    imageio.v3.imwrite(RESULTS / "lander.gif", frames, duration=80, loop=0)
 
 
 # Flags of an earlier commit (608c3bf) and of these files that mean the same, for the comparison of speeds.

@@ -108,19 +108,19 @@ AS_SB3 = PLAIN + " --batch-size 64 --no-layer-norm --no-double-dqn --reward-scal
 AS_SB3 += " --train-frequency 4 --gradient-steps 1 --action-gap 0"
 AS_CLEANRL = AS_SB3.replace("64 64", "120 84")
 IN_BLOCKS = AS_CLEANRL.replace("frequency 4 --gradient-steps 1", "frequency 16 --gradient-steps 4")
-LIMIT, LOGS = "its time limit counts as a fall; only ours scales observations", "it logs as it goes"
+LIMIT, LOGS = "theirs treats the time limit as a fall; only ours scales observations", "theirs writes logs"
 # Name, peer, its steps, its settings if not its own, our flags ("" where both run their own), what is not equal.
 ROWS = [
-    ("PureJaxRL, CartPole", "purejaxrl", 500_000, {}, AS_PUREJAXRL, f"{LIMIT}; it keeps four numbers of every step"),
-    ("jym, CartPole", "jym", 20_000, {}, AS_JYM, "no time limit; epsilon not linear; only ours scales observations"),
+    ("PureJaxRL, CartPole", "purejaxrl", 500_000, {}, AS_PUREJAXRL, f"{LIMIT}; theirs also returns four metrics of every step"),
+    ("jym, CartPole", "jym", 20_000, {}, AS_JYM, "theirs has no time limit; epsilon falls as 1 / (1 + t / 1000)"),
     ("CleanRL, LunarLander", "cleanrl", 40_000, LUNAR, AS_CLEANRL, LOGS),
-    ("CleanRL, LunarLander, blocks", "cleanrl", 40_000, LUNAR, IN_BLOCKS, f"{LOGS}; ours: 4 updates every 16 steps"),
-    ("Stable-Baselines3, LunarLander", "sb3", 40_000, {"settings": SAME}, AS_SB3, f"PyTorch, Huber loss, clipping; {LOGS}"),
+    ("CleanRL, LunarLander, in groups", "cleanrl", 40_000, LUNAR, IN_BLOCKS, f"{LOGS}; ours: 4 updates every 16 steps"),
+    ("Stable-Baselines3, LunarLander", "sb3", 40_000, {"settings": SAME}, AS_SB3, f"Huber loss, clipped gradients; {LOGS}"),
     ("SBX, LunarLander", "sbx", 40_000, {"settings": SAME}, AS_SB3, f"Huber loss; {LOGS}"),
-    ("PureJaxRL, CartPole, own", "purejaxrl", 500_000, {}, "", f"500,000 steps; {LIMIT}; one initial network"),
-    ("CleanRL, CartPole, own", "cleanrl", 500_000, {"flags": ""}, "", f"500,000 steps; {LOGS}; Gymnasium's CartPole"),
-    ("jym, CartPole, own", "jym", 20_000, {}, "", "20,000 steps; it trains without a time limit"),
-    ("SB3 as in RL Zoo, LunarLander, own", "sb3", 100_000, {"settings": RL_ZOO}, "", f"100,000 steps; PyTorch; {LOGS}"),
+    ("PureJaxRL, CartPole, own", "purejaxrl", 500_000, {}, "", f"theirs: 500,000 steps, one initial network; {LIMIT}"),
+    ("CleanRL, CartPole, own", "cleanrl", 500_000, {"flags": ""}, "", f"theirs: 500,000 steps in Gymnasium's CartPole; {LOGS}"),
+    ("jym, CartPole, own", "jym", 20_000, {}, "", "theirs: 20,000 steps without a time limit"),
+    ("SB3 as in RL Zoo, LunarLander, own", "sb3", 100_000, {"settings": RL_ZOO}, "", "theirs: 100,000 steps; published: 154"),
 ]
 COLUMNS = "name peer version unit pairs theirs ours ratio smallest largest not_equal changes date machine".split()
 COLUMNS += "theirs_return ours_return theirs_solved ours_solved".split()
@@ -182,18 +182,18 @@ def main(
     kept = {line["name"]: line for line in csv.DictReader(RESULTS.open())} if RESULTS.exists() else {}
     kept |= {row[0]: measure(*row, checkouts.get(row[1]), pairs, quick) for row in ROWS if not only or {*row[:2]} & {*only}}
     lines = [dict.fromkeys(COLUMNS, "") | kept[row[0]] for row in ROWS if row[0] in kept]
-    table = ["| beside ours | speed, ours / theirs | returns: theirs, ours | solved of three | not equal |", "| --- " * 5 + "|"]
-    for x in lines:
-        table.append("| {name} | {ratio} ({smallest} to {largest}) | {theirs_return}, {ours_return} |".format(**x))
-        table[-1] += " {theirs_solved}, {ours_solved} | {not_equal} |".format(**x)
-    table += ["", *dict.fromkeys(f"Changed in the copy of {x['peer']}: {x['changes']}." for x in lines if x["changes"])]
-    print(text := "\n".join(table).replace(" ( to )", ""))
+    table, heads = [], {"steps/s": "same settings | speed: ours / theirs", "s": "own settings | training time: theirs / ours"}
+    for unit, head in heads.items():
+        table += ["", f"| {head} | return: theirs, ours | solved of 3: theirs, ours | known differences |", "| --- " * 5 + "|"]
+        cells = "| {name} | {ratio} ({smallest} to {largest}) | {theirs_return}, {ours_return} | {theirs_solved}, {ours_solved}"
+        table += [f"{cells} | {{not_equal}} |".format(**x) for x in lines if x["unit"] == unit]
+    table += ["", *dict.fromkeys(f"- Changed in the copy of {x['peer']}: {x['changes']}." for x in lines if x["changes"])]
+    print(text := "\n".join(table[1:]).replace(" ( to )", "").replace(" -> ``", " left out").replace(", own |", " |"))
     if not quick:
         with RESULTS.open("w", newline="") as file:
             csv.writer(file).writerows([COLUMNS, *([x[column] for column in COLUMNS] for x in lines)])
         before, start, rest = README.read_text().partition(START)
-        if start:
-            README.write_text(f"{before}{start}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+        README.write_text(f"{before}{start}\n{text}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":
