@@ -73,13 +73,13 @@ class Args:
 
 # ---------- Environment
 # CartPole-v1 as gymnasium.make builds it: https://gymnasium.farama.org/environments/classic_control/cart_pole/
-# For your own environment change this section. The rest assumes that a step draws no random numbers, a reset takes one for each
-# entry of the observation, and no episode exceeds MAX_STEPS.
+# For your own environment, change this section and SCRIPT, and scale rewards until Q-values are 10 to 50. The rest assumes that
+# a step draws no random numbers, a reset takes one for each entry of obs, and no episode exceeds MAX_STEPS.
 
 OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angular velocity (rad/s)
 ACTIONS = 2  # push left, push right
-MAX_STEPS = 500  # the time limit, which truncates
-SOLVED_RETURN = 475.0  # Gymnasium's reward threshold: a mean over 100 episodes
+MAX_STEPS = 500  # time limit, which truncates
+SOLVED_RETURN = 475.0  # Gymnasium's threshold: a mean over 100 episodes
 OBS_SCALE = np.array([2.4, 2.0, 0.2095, 2.0], np.float32)  # where position and angle end the episode; usual velocities
 
 
@@ -241,7 +241,7 @@ def train_chunk(args, agent, first_step, noise):
         queue = extend(agent.queue, obs, action, reward, env_state.obs, terminated, truncated, args.gamma)
         episode_return, ended = agent.episode_return + reward, terminated | truncated
         fresh = reset(reset_noise.reshape(N, OBS_SIZE))
-        env_state = EnvState(jnp.where(ended[:, None], fresh.obs, env_state.obs), jnp.where(ended, 0, env_state.time))
+        env_state = jax.tree.map(lambda new, old: jnp.where(ended, new.T, old.T).T, fresh, env_state)
 
         # Store. The first n_step - 1 times nothing is complete: what is stored lands at the buffer's end, unsampled.
         place = t - (args.n_step - 1) * N
@@ -285,7 +285,7 @@ def train(args):
     # `jax.vmap` maps a function of one agent over the axis K. Donated: the new Agent is written over the old one.
     run_chunk = jax.vmap(lambda *inputs: train_chunk(args, *inputs), (0, None, 0))
     run_chunk = jax.jit(run_chunk, donate_argnums=0, in_shardings=(sharding, None, sharding), out_shardings=sharding)
-    # Level 1 of 3: 8 % less time to compile and for a step.
+    # Level 1 of 3: 8 % faster to compile and to run.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     run_chunk = run_chunk.lower(agent, np.int32(0), draw()).compile(options)
     compiled = printed = time.perf_counter()
@@ -306,7 +306,7 @@ def train(args):
                 print(f"{progress}, {(args.total_timesteps - env_steps) / speed:.0f} s left", flush=True)
     except KeyboardInterrupt:
         interrupted = True
-    params = jax.device_get(params)  # not agent.params: an interrupted call has taken the Agent
+    params = jax.device_get(params)  # not agent.params: an interrupted call has taken it
     if args.num_seeds == 1:
         params = jax.tree.map(lambda x: x[0], params)
     seconds = time.perf_counter() - compiled

@@ -23,7 +23,7 @@ Running out of time does not end the maze: a truncated step still adds the value
     python q_table_maze.py --load-model runs/1/model.npz   evaluate a kept model
     JAX_DISABLE_JIT=1 python q_table_maze.py --total-timesteps 200  slow, but breakpoint() stops at every step
 
-Measured by tests/benchmark.py: optimal for 20 of 20 seeds on each board, with and without ice, in 0.1 to 11 s.
+Measured by tests/benchmark.py: optimal for 20 of 20 seeds, all boards, without ice and on FrozenLake's, in up to 11 s.
 
 Because targets are noisy on ice, alpha falls with the visits of a pair (s, a), the values are averaged over the second half of
 the run (Polyak and Juditsky 1992), and episodes start in any free cell (exploring starts, Sutton and Barto 2018).

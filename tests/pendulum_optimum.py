@@ -1,8 +1,7 @@
 """The best return that five torques allow on Pendulum-v1: python tests/pendulum_optimum.py [--num-bins N] [--episodes N]
 
-Dynamic programming over a grid of angles and velocities, from the last of the 200 steps to the first, with values between the
-grid's points interpolated. Then the best actions are played in Gymnasium's environment, from the starts that tests/benchmark.py
-gives the seeds 5060 to 5069 (https://gymnasium.farama.org/environments/classic_control/pendulum/ has the equations).
+Dynamic programming over a grid of angles and velocities, from the last of the 200 steps to the first, interpolating between points
+(equations: https://gymnasium.farama.org/environments/classic_control/pendulum/). Then the best actions are played in Gymnasium.
 """
 
 import sys
@@ -47,7 +46,7 @@ def main(num_bins: int = 5, episodes: int = 1000) -> None:
 
     _, values = jax.lax.scan(backward, jnp.zeros((ANGLES, SPEEDS)), length=STEPS)
     best = jax.jit(lambda values, angle, speed: returns_to_go(values, angle, speed, torques).argmax())
-    totals = []
+    totals = []  # from the starts that tests/benchmark.py gives the seeds 5060 to 5069
     for seed in range(2**30 + 100 * 5060, 2**30 + 100 * 5060 + episodes):
         env.reset(seed=seed)
         totals.append(0.0)

@@ -258,3 +258,11 @@ def test_unsuitable_spaces(dqn, spaces):
     env.observation_space, env.action_space = spaces
     with pytest.raises(ValueError, match="env_id must have a flat Box observation"):
         dqn.train(small(dqn), env)
+
+
+@BOTH
+def test_an_observation_that_is_not_a_number_ends_the_run(dqn):
+    env = Probe("one", dqn)
+    env.t, env.reset = 0, lambda seed=None: (np.full(1, np.nan, np.float32), {})
+    with pytest.raises(FloatingPointError):
+        dqn.train(small(dqn), env)
