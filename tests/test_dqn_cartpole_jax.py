@@ -210,7 +210,7 @@ def test_ctrl_c_returns_the_last_chunk(monkeypatch):
     args, isfinite, go_on = dqn.Args(end_learning_rate=0.01, start_e=0.15), np.isfinite, iter([True, True, False])
     whole = dqn.train(replace(args, total_timesteps=96_000))
     stop = partial(signal.raise_signal, signal.SIGINT)
-    monkeypatch.setattr(np, "isfinite", lambda x: stop() if isinstance(x, jax.Array) and not next(go_on) else isfinite(x))
+    monkeypatch.setattr(np, "isfinite", lambda x: stop() if isinstance(x, np.floating) and not next(go_on) else isfinite(x))
     interrupted = dqn.train(args)
     assert_close(interrupted[:2], whole[:2])
     assert interrupted[2]["env_steps"] == 96_000 and interrupted[2]["interrupted"] and not whole[2]["interrupted"]
