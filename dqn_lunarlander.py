@@ -23,7 +23,7 @@ does not move with each update. An update lowers the mean over a random batch of
     python dqn_lunarlander.py --load-model runs/1/model.npz  evaluate a kept model
     python dqn_lunarlander.py --output-dir runs/2 --eval-frequency 25000 --capture-video  watch it learn
 
-Measured by tests/benchmark.py on two cores: LunarLander-v3 10 of 10 solved, mean 281, worst 269, in 21 s of training;
+Measured by tests/benchmark.py on one core: LunarLander-v3 10 of 10 solved, mean 281, worst 269, in 31 s of training;
 CartPole-v1 5 of 5, mean 500; Acrobot-v1 5 of 5, mean -73.
 
 Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), the online network chooses the action that the
