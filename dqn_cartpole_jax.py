@@ -19,7 +19,7 @@ does not move with each update. An update lowers the mean over a random batch of
     python dqn_cartpole_jax.py --output-dir runs/1            keep model.npz, returns.csv, curve.png and summary.json
     python dqn_cartpole_jax.py --load-model runs/1/model.npz  evaluate a kept model
 
-Measured by tests/benchmark.py: 998 of 1,000 fresh seeds solved, each in 0.13 s of training.
+Measured by tests/benchmark.py: 998 of 1,000 fresh seeds solved, 0.13 s of training each.
 
 Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), 64 environments take a joint step between two
 updates, the target network moves a little each time (tau), and errors are not clipped; Adam's step size falls to 0.
@@ -73,12 +73,12 @@ class Args:
 
 # ---------- Environment
 # CartPole-v1 as gymnasium.make builds it: https://gymnasium.farama.org/environments/classic_control/cart_pole/
-# For your own environment, change this section and SCRIPT, and scale rewards until Q-values are 10 to 50. The rest assumes that
+# For your own environment change this section and SCRIPT, and scale rewards for Q-values of 10 to 100. The rest assumes that
 # a step draws no random numbers, a reset takes one for each entry of obs, and no episode exceeds MAX_STEPS.
 
 OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angular velocity (rad/s)
 ACTIONS = 2  # push left, push right
-MAX_STEPS = 500  # time limit: truncates
+MAX_STEPS = 500  # the time limit
 SOLVED_RETURN = 475.0  # Gymnasium's threshold: a mean over 100 episodes
 OBS_SCALE = np.array([2.4, 2.0, 0.2095, 2.0], np.float32)  # where position and angle end the episode; usual velocities
 
@@ -241,7 +241,7 @@ def train_chunk(args, agent, first_step, noise):
         queue = extend(agent.queue, obs, action, reward, env_state.obs, terminated, truncated, args.gamma)
         episode_return, ended = agent.episode_return + reward, terminated | truncated
         fresh = reset(reset_noise.reshape(N, OBS_SIZE))
-        env_state = jax.tree.map(lambda new, old: jnp.where(ended, new.T, old.T).T, fresh, env_state)
+        env_state = jax.tree.map(lambda new, old: jnp.where(ended, new.T, old.T).T, fresh, env_state)  # .T: ended is (N,)
 
         # Store. The first n_step - 1 times nothing is complete: what is stored lands at the buffer's end, unsampled.
         place = t - (args.n_step - 1) * N
@@ -282,7 +282,7 @@ def train(args):
     def draw():  # in NumPy: JAX's generator is slow to compile
         return np.stack([rng.random((joint_steps // chunks, numbers), np.float32) for rng in rngs])
 
-    # `jax.vmap` maps a function of one agent over the axis K. Donated: the new Agent overwrites the old one.
+    # `jax.vmap` maps a function of one agent over the axis K. Donated: the new Agent overwrites the old.
     run_chunk = jax.vmap(lambda *inputs: train_chunk(args, *inputs), (0, None, 0))
     run_chunk = jax.jit(run_chunk, donate_argnums=0, in_shardings=(sharding, None, sharding), out_shardings=sharding)
     # Level 1 of 3: 8 % faster.
@@ -296,7 +296,7 @@ def train(args):
             when, which = np.nonzero(~np.isnan(returns))
             rows = np.stack([env_steps + when + 1, returns[when, which], args.seed + which], axis=1)
             episodes, env_steps = np.concatenate([episodes, rows]), env_steps + len(returns)
-            loss = np.asarray(losses).mean()  # nothing to compile
+            loss = np.asarray(losses).mean()  # JAX would compile it
             if not np.isfinite(loss):
                 raise FloatingPointError(f"the loss is not finite after {env_steps:,} steps; try a smaller learning_rate")
             now = time.perf_counter()

@@ -264,7 +264,7 @@ def film(runs_of):
     start(LANDER, "--seed 5100 --eval-frequency 10000 --capture-video --eval-episodes 5", RUNS / "lander", "0-1")
     both = [imageio.v3.imread(RUNS / "lander" / f"{name}.gif")[::2] for name in ("model_10000", "model")]
     steps = range(max(map(len, both)))  # the shorter one stays at its last frame
-    frames = [np.concatenate([film[min(i, len(film) - 1)] for film in both], axis=1) for i in steps]
+    frames = [np.concatenate([clip[min(i, len(clip) - 1)] for clip in both], axis=1) for i in steps]
     imageio.v3.imwrite(RESULTS / "lander.gif", frames, duration=80, loop=0)
 
 

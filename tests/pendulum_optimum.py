@@ -1,6 +1,6 @@
 """The best return that five torques allow on Pendulum-v1: python tests/pendulum_optimum.py [--num-bins N] [--episodes N]
 
-Dynamic programming over a grid of angles and velocities, from the last of the 200 steps to the first, interpolated linearly
+Dynamic programming over a grid of angles and velocities, backward over the 200 steps, interpolating between its points
 (equations: https://gymnasium.farama.org/environments/classic_control/pendulum/). Then the best actions are played in Gymnasium.
 """
 
