@@ -73,7 +73,7 @@ class Args:
 
 # ---------- Environment
 # CartPole-v1 as gymnasium.make builds it: https://gymnasium.farama.org/environments/classic_control/cart_pole/
-# For your own environment change this section and SCRIPT, and scale rewards for Q-values of 10 to 100. The rest assumes that
+# For your own environment change this section and SCRIPT, and scale rewards for Q-values near 50. The rest assumes that
 # a step draws no random numbers, a reset takes one for each entry of obs, and no episode exceeds MAX_STEPS.
 
 OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angular velocity (rad/s)
