@@ -1,46 +1,51 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = [
-#     "jax>=0.10.2,!=0.11.1", "optax>=0.2.8", "gymnasium[mujoco,classic-control]>=1.4.0", "numpy>=2.4", "tyro>=1.0.17",
-#     "matplotlib>=3.11", "imageio>=2.38",
-# ]
+# dependencies = ["jax>=0.10.2,!=0.11.1", "optax>=0.2.8", "gymnasium[mujoco]>=1.4.0", "numpy>=2.4",
+#     "tyro>=1.0.17", "matplotlib>=3.11"]  # not jax 0.11.1: its issue 40101
 # ///
-"""DQN on InvertedPendulum-v5, or any Gymnasium environment with a flat Box observation and one bounded, continuous action.
+"""DQN on InvertedPendulum-v5, or on any Gymnasium environment with one bounded, continuous action.
 
-What it teaches: a maximum of Q is easy over a list of actions and hard over an interval. So a grid is laid over the interval;
-its points are called torques here. The network sees an action in one of two ways (--q-input): the state goes in and a value for
-each torque comes out; or the state and a torque go in and one value comes out. The second way allows thousands of torques,
-because in training a maximum over a few random ones will do (Fourati et al. 2024, https://arxiv.org/abs/2405.10310).
+What it teaches: a maximum of Q is easy over a list of actions and hard over an interval. So the
+agent chooses among torques, evenly spaced over the interval. Its network takes one of two inputs:
+- the state, and has an output for each torque (--q-input state);
+- the state and a torque, and has one output (--q-input state-action). As neighboring torques share
+  what is learned, there can be thousands. In training, a maximum over 32 random ones, which serve
+  the whole batch, replaces that over all; targets are a little lower for it (Fourati et al. 2024,
+  https://arxiv.org/abs/2405.10310).
 
-Q(s, a) is the discounted sum of rewards to expect after action a in state s. Deep Q-learning (Mnih et al. 2015,
-https://doi.org/10.1038/nature14236) trains a network Q(s, a; w) with weights w. It keeps a replay buffer of past steps
-(s, a, r, s'), because consecutive steps are alike, and a slower copy w- of the weights, the target network, so that the target
-does not move with each update. An update lowers the mean over a random batch of
+Q(s, a) is the expected discounted sum of rewards after action a in state s, if all later actions
+are the best ones. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
+it as a network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a
+replay buffer, as consecutive steps are too much alike. A target network, whose weights w- follow w
+slowly, keeps the targets from moving with each update. An update lowers the mean of
 
-    (y - Q(s, a; w))^2        with the target  y = r + gamma max_a' Q(s', a'; w-),   y = r where s' is terminal.
+    (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
-    python dqn_pendulum_discretized.py --seed 1                       train one agent
-    python dqn_pendulum_discretized.py --env-id Pendulum-v1           swing it up, with the same settings
-    python dqn_pendulum_discretized.py --q-input state-action --num-bins 1000       a thousand torques
-    python dqn_pendulum_discretized.py --output-dir runs/1            keep the model, the returns, their curve and a summary
-    python dqn_pendulum_discretized.py --load-model runs/1/model.npz  evaluate a kept model
+    python dqn_pendulum_discretized.py --q-input state-action --num-bins 1000
+    python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
+    python dqn_pendulum_discretized.py --env-id Pendulum-v1 --load-model runs/1/model.npz
 
-Measured by tests/benchmark.py: InvertedPendulum-v5 10 of 10 solved, 1000 torques too; Pendulum-v1 mean -146 (best: -136).
+Measured by tests/benchmark.py: InvertedPendulum-v5 solved by 10 of 10, with 1000 torques too;
+Pendulum-v1 mean -146, where five torques allow -136.
 
-Unlike Mnih et al., a target sums n_step rewards before it adds Q (Sutton 1988), updates come in groups, the target network
-moves a little after each group (tau), hidden layers are normalized (Ba et al. 2016), rewards are scaled so that values
-are near 1, and errors are not clipped; Adam's step size falls to 0.
+Differences from Mnih et al.:
+- Targets sum n rewards before they add Q (Sutton 1988), uncorrected for exploration (--n-step).
+- The target network moves a little at every update (--tau).
+- The agent acts with weights one group of updates old (--gradient-steps).
+- Adam replaces RMSProp, and its learning rate falls to 0 (--learning-rate).
+- Hidden layers are normalized (Ba et al. 2016); rewards are scaled, not clipped (--reward-scale).
 
-Letters in shapes: B batch, A actions, O observation, H units, G updates in one call.
+Letters in shapes: B batch, G updates in a group, O observation, A torques.
 """
 
+import contextlib
 import importlib.util
 import json
-import math
+import os
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import gymnasium
@@ -49,390 +54,394 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from gymnasium.spaces import Box
+from jax import Array
 
 
 # ---------- Arguments
 @dataclass(frozen=True)
 class Args:
-    """DQN on a Gymnasium environment with one continuous action. Periods and schedules count environment steps."""
+    """DQN on a Gymnasium environment with one continuous action."""
 
-    seed: int = 1  # same seed, same machine: the same bits
-    env_id: str = "InvertedPendulum-v5"  # a Gymnasium environment with a flat Box observation and one bounded action
-    num_bins: int = 5  # torques, evenly spaced over the action's range, both ends included
-    q_input: Literal["state", "state-action"] = "state"  # what the network is given
-    max_samples: int = 32  # state-action: torques drawn for a maximum in training; the evaluation tries all
-    total_timesteps: int = 30_000  # environment steps of the run
-    train_frequency: int = 16  # environment steps between two calls of learn()
-    gradient_steps: int = 8  # updates in one call
-    learning_starts: int = 1_000  # environment steps before the first update
+    seed: int = 1  # same seed, machine and versions: the same bits
+    env_id: str = "InvertedPendulum-v5"  # or another id, or my_module:MyEnv-v0
+    num_bins: int = 5  # torques, from the lowest to the highest
+    q_input: Literal["state", "state-action"] = "state"  # of the network
+    max_samples: int = 32  # random torques for a maximum in training, if q_input is state-action
+    total_timesteps: int = 30_000  # environment steps
+    train_frequency: int = 16  # environment steps between groups of updates
+    gradient_steps: int = 8  # updates in a group
     buffer_size: int = 15_000  # transitions in the replay buffer
-    batch_size: int = 64  # transitions in one update
+    batch_size: int = 64  # transitions in an update
     hidden_sizes: tuple[int, ...] = (64, 64)  # units in each hidden layer
-    learning_rate: float = 3e-3  # Adam's step size at the start
-    end_learning_rate: float = 0.0  # and at the end; it falls linearly
+    learning_rate: float = 3e-3  # of Adam at the start; it falls to 0
     gamma: float = 0.99  # discount per step
-    n_step: int = 3  # rewards in a target before it adds Q; plain DQN: 1
-    tau: float = 0.05  # how far the target network moves to the online weights after each call
-    reward_scale: float = 0.03  # rewards are multiplied by this for learning, not in what is reported
-    start_e: float = 1.0  # epsilon, the fraction of random actions, at the start
-    end_e: float = 0.02  # epsilon at the end
-    exploration_fraction: float = 0.2  # fraction of the run in which epsilon falls
+    n_step: int = 3  # rewards in a target; plain DQN: 1
+    tau: float = 0.0064  # how far an update moves w- toward w; 1 copies w
+    reward_scale: float = 0.03  # factor of rewards in targets; Q should be near 1
+    end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
+    exploration_fraction: float = 0.2  # fraction of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
-    capture_video: bool = False  # film an episode as a GIF; MuJoCo without a display needs MUJOCO_GL=egl
-    output_dir: str | None = None  # a new folder for the run
+    output_dir: str | None = None  # a new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
 # ---------- Environment
-def make_env(args, **options):
-    """The Gymnasium environment env_id, perhaps with a render_mode. Raises ValueError if it or its pictures fail."""
+def prepare(env):
+    """Make observations vectors and rewards numbers, which info["episode"] sums up at the end.
+
+    Discrete observations become one-hot; the parts of a Dict or a Tuple are joined.
+    """
+    space = env.action_space
+    flat = env.observation_space.is_np_flattenable and "Text" not in str(env.observation_space)
+    if not (flat and isinstance(space, Box) and space.shape == (1,) and space.is_bounded()):
+        spaces = f"{env.observation_space} and {space}"
+        raise ValueError(f"observations must be numbers, actions a bounded Box (1,), not {spaces}")
+    env = gymnasium.wrappers.FlattenObservation(env)
+    env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
+    env = gymnasium.wrappers.RecordEpisodeStatistics(env)
     try:
-        env = gymnasium.make(args.env_id, **options)
-        if options:
-            env.reset()
-            env.render()[::2, ::2]
+        env.reset(seed=0)
+        env.step(space.low)
     except Exception as error:
-        flag = f"capture_video, {args.env_id}" if options else f"env_id {args.env_id}"
-        raise ValueError(f"{flag}: {' '.join(str(error).split())}") from None
+        api = "reset(seed) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
+        raise ValueError(f"Gymnasium's API is {api}: {error}") from error
     return env
 
 
 def make_torques(args, env):
-    """The torques (A,) from the lowest to the highest. Raises ValueError if the environment's spaces are of other kinds."""
-    obs_space, action_space = env.observation_space, env.action_space
-    flat = isinstance(obs_space, gymnasium.spaces.Box) and len(obs_space.shape) == 1
-    if not (
-        flat and isinstance(action_space, gymnasium.spaces.Box) and action_space.shape == (1,) and action_space.is_bounded()
-    ):
-        spaces = " ".join(f"{obs_space} and {action_space}".split())
-        raise ValueError(f"env_id must have a flat Box observation and a bounded Box action (1,), not {spaces}")
-    return np.linspace(action_space.low[0], action_space.high[0], args.num_bins, dtype=np.float32)
+    """The torques (A,), evenly spaced over the range of env's action, both ends included."""
+    space = env.action_space
+    return np.linspace(space.low[0], space.high[0], args.num_bins, dtype=np.float32)
 
 
 # ---------- Q-network
 def init_params(rng, sizes):
-    """The layers of a perceptron as a dict w0, b0, w1, ...: weights uniform after He et al. 2015 (eq. 10), biases 0."""
+    """The layers of a perceptron: w0 (out, in), b0 (out, 1), w1, ... (He et al. 2015, eq. 10)."""
     params = {}
     for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        params[f"w{i}"] = math.sqrt(6 / n_in) * rng.uniform(-1, 1, (n_in, n_out)).astype(np.float32)
-        params[f"b{i}"] = np.zeros(n_out, np.float32)
+        limit = np.sqrt(6 / n_in)
+        params[f"w{i}"] = rng.uniform(-limit, limit, (n_out, n_in)).astype(np.float32)
+        params[f"b{i}"] = np.zeros((n_out, 1), np.float32)
     return params
 
 
-def q_values(params, obs, torques):
-    """Q(s, a) of every torque: obs (B, O), torques (A,) or (B, A) -> (B, A), or obs (O,) -> (A,). In NumPy or JAX."""
-    x, last = obs.astype(np.float32), len(params) // 2 - 1
-    torque_is_input = len(params[f"b{last}"]) == 1
+def q_of_state(params, obs, torques=None):
+    """Q(s, a) of all torques: obs (B, O) -> (B, A). NumPy's arrays stay NumPy's, for speed."""
+    x = obs.astype(np.float32).T  # columns: with rows, x @ w + b, updates take 1.4 times as long
+    last = len(params) // 2 - 1
     for i in range(last):
-        if i == 0 and torque_is_input:  # [s, a] @ w0 = s @ w0[:-1] + a * w0[-1]: the first part serves all torques
-            x = (x @ params["w0"][:-1])[..., None, :] + torques[..., None] * params["w0"][-1] + params["b0"]  # (B, A, H)
-        else:
-            x = x @ params[f"w{i}"] + params[f"b{i}"]
-        x = normalize(x)
+        x = normalize(params[f"w{i}"] @ x + params[f"b{i}"])
         x = x * (x > 0)
-    q = x @ params[f"w{last}"] + params[f"b{last}"]
-    return q[..., 0] if torque_is_input else q
+    return (params[f"w{last}"] @ x + params[f"b{last}"]).T
 
 
 def normalize(x):
-    """Each row of x with mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3) without gain and bias."""
-    x = x - x.sum(axis=-1, keepdims=True) / x.shape[-1]  # NumPy's mean takes twice as long
-    return x / ((x * x).sum(axis=-1, keepdims=True) / x.shape[-1] + 1e-5) ** 0.5
+    """Columns with mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3)."""
+    x = x - x.sum(axis=0, keepdims=True) / len(x)  # NumPy's mean takes twice as long
+    return x / ((x * x).sum(axis=0, keepdims=True) / len(x) + 1e-5) ** 0.5
+
+
+def q_of_state_action(params, obs, torques):
+    """Q(s, a) of the given torques, (A,) or (B, A): obs (B, O) -> (B, A)."""
+    numpy = np if isinstance(obs, np.ndarray) else jnp
+    torques = numpy.broadcast_to(torques, (len(obs), torques.shape[-1]))
+    states = obs.repeat(torques.shape[1], axis=0)
+    rows = numpy.concatenate([states, torques.reshape(-1, 1)], axis=1)  # (B * A, O + 1)
+    return q_of_state(params, rows).reshape(torques.shape)
+
+
+Q_VALUES = {"state": q_of_state, "state-action": q_of_state_action}
 
 
 # ---------- Replay buffer
-# A row of float32 for each transition: obs, action, reward, discount, next_obs. So JAX is handed a single array.
+class Transition(NamedTuple):  # in the buffer, each array has a first axis buffer_size
+    obs: Array
+    action: Array  # its index among the torques
+    reward: Array
+    discount: Array  # of the value of next_obs: gamma, 0 if terminated
+    next_obs: Array  # from before the reset
 
 
-class Transition(NamedTuple):
-    obs: jax.Array  # (..., O)
-    action: jax.Array  # (...,) index of the torque
-    reward: jax.Array  # (...,) r_1 + gamma r_2 + ... + gamma^(n-1) r_n, fewer terms if the episode ended
-    discount: jax.Array  # (...,) weight of the value of next_obs: gamma^(number of rewards), 0 where terminated
-    next_obs: jax.Array  # (..., O) the observation after the last reward, from before the reset
+def extend(queue, new, ended, n_step):
+    """Add a step to the transitions in the queue. Returns those that are complete, and the others.
+
+    With n_step=3, gamma=0.5, rewards 1, 2, 4 and the end, its (reward, discount) become
+        (1, 0.5)
+        (1 + 0.5 * 2, 0.25)          (2, 0.5)
+        (1 + 0.5 * 2 + 0.25 * 4, 0)  (2 + 0.5 * 4, 0)  (4, 0)
+    """
+    longer = []
+    for old in queue:
+        reward = old.reward + old.discount * new.reward
+        discount = old.discount * new.discount
+        longer.append(old._replace(reward=reward, discount=discount, next_obs=new.next_obs))
+    longer.append(new)
+    complete = len(longer) if ended else int(len(longer) == n_step)
+    return longer[:complete], longer[complete:]
 
 
-def extend(queue, obs, action, reward, next_obs, terminated, truncated, n_step, gamma):
-    """Append [obs, action, reward, discount], add this reward to all in the queue, remove and return the complete ones."""
-    queue.append([obs, action, 0.0, 1.0])
-    for begun in queue:
-        begun[2] += begun[3] * reward
-        begun[3] *= gamma
-    complete = len(queue) if terminated or truncated else max(len(queue) - n_step + 1, 0)
-    ready = [Transition(obs, a, r, 0.0 if terminated else discount, next_obs) for obs, a, r, discount in queue[:complete]]
-    del queue[:complete]
-    return ready
+def add(buffer, added, new):
+    """Write a new transition over the oldest of a buffer that was given `added` before."""
+    for field, value in zip(buffer, new, strict=True):
+        field[added % len(field)] = value
 
 
-def add(buffer, place, transition):
-    """Write a transition into row place % buffer_size."""
-    row, size = buffer[place % len(buffer)], len(transition.obs)
-    row[:size], row[size : size + 3], row[size + 3 :] = transition.obs, transition[1:4], transition.next_obs
-
-
-def sample(buffer, added, rng, shape):
-    """Draw rows (G, B, 2 O + 3) uniformly, with replacement, from a buffer to which `added` were added."""
-    return buffer[rng.integers(min(added, len(buffer)), size=shape)]
-
-
-def unpack(rows):
-    """The Transition of rows (B, 2 O + 3)."""
-    size = (rows.shape[1] - 3) // 2
-    action, reward, discount = rows[:, size : size + 3].T
-    return Transition(rows[:, :size], action.astype(int), reward, discount, rows[:, size + 3 :])
+def sample(args, rng, buffer, added, torques):
+    """Draw the batches of a group, uniformly with replacement, (G, B, ...), and torques (G, A)."""
+    filled = min(added, args.buffer_size)
+    rows = rng.integers(filled, size=(args.gradient_steps, args.batch_size))
+    drawn = rng.choice(torques, (args.gradient_steps, args.max_samples))
+    return Transition(*(field[rows] for field in buffer)), drawn
 
 
 # ---------- Learning
-class Learner(NamedTuple):  # all that learn() changes
+class Learner(NamedTuple):
     params: dict
     target_params: dict
     opt_state: tuple
 
 
 def make_optimizer(args):
-    """Adam, whose step size falls linearly."""
-    calls = args.total_timesteps // args.train_frequency - args.learning_starts // args.train_frequency
-    return optax.adam(optax.linear_schedule(args.learning_rate, args.end_learning_rate, max(1, calls * args.gradient_steps)))
+    """Adam, whose learning rate falls linearly."""
+    updates = args.total_timesteps * args.gradient_steps / args.train_frequency
+    return optax.adam(optax.linear_schedule(args.learning_rate, 0, updates))
 
 
-def update(args, params, target_params, opt_state, batch, torques, drawn):
-    """One gradient step on the mean squared error. Returns the new params and opt_state, and the loss."""
-    # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)    over the torques drawn
-    target = batch.reward + batch.discount * jnp.max(q_values(target_params, batch.next_obs, drawn), axis=1)
+def update(args, torques, learner, inputs):
+    """One gradient step on the mean squared error. Returns the next Learner and the loss."""
+    batch, drawn = inputs
+    q_values = Q_VALUES[args.q_input]
+    # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)
+    next_q = jnp.max(q_values(learner.target_params, batch.next_obs, drawn), axis=1)
+    target = batch.reward + batch.discount * next_q
 
+    # JAX differentiates with respect to loss_fn's argument; target is a constant in it.
     def loss_fn(params):
-        if args.q_input == "state-action":
-            q = q_values(params, batch.obs, jnp.take(torques, batch.action)[:, None])[:, 0]  # Q(s, a; w)
+        if args.q_input == "state":  # known when JAX compiles, so `if` works
+            chosen = jax.nn.one_hot(batch.action, args.num_bins)
+            q = jnp.sum(q_values(params, batch.obs, torques) * chosen, axis=1)  # Q(s, a; w)
         else:
-            q = jnp.take_along_axis(q_values(params, batch.obs, torques), batch.action[:, None], axis=1)[:, 0]
+            q = q_values(params, batch.obs, torques[batch.action][:, None])[:, 0]
         return jnp.mean((target - q) ** 2)
 
-    loss, grads = jax.value_and_grad(loss_fn)(params)
-    updates, opt_state = make_optimizer(args).update(grads, opt_state)
-    return optax.apply_updates(params, updates), opt_state, loss
-
-
-def learn(args, torques, learner, rows, drawn):
-    """An update for each of the G batches in rows (G, B, 2 O + 3), with the torques drawn for it (G, A), then a target update.
-
-    Returns the Learner and the last loss. `jax.lax.scan(f, carry, xs)` is `for x in xs: carry, y = f(carry, x)`, compiled.
-    """
-
-    def one_update(learner, inputs):
-        rows, drawn = inputs
-        params, opt_state, loss = update(args, *learner, unpack(rows), torques, drawn)
-        return Learner(params, learner.target_params, opt_state), loss
-
-    learner, losses = jax.lax.scan(one_update, learner, (rows, drawn))
+    loss, grads = jax.value_and_grad(loss_fn)(learner.params)
+    # An optax optimizer is two functions. Making it here is free: it happens while JAX compiles.
+    updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
+    params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
-    target_params = optax.incremental_update(learner.params, learner.target_params, args.tau)
-    return learner._replace(target_params=target_params), losses[-1]
+    target_params = optax.incremental_update(params, learner.target_params, args.tau)
+    return Learner(params, target_params, opt_state), loss
 
 
 # ---------- Training
+SCRIPT = "dqn_pendulum_discretized.py"  # kept models hold this name
+
+
+def run_steps(args, env, rng, learner, learn, buffer):
+    """Step by step through the run. Yields the Learner, the last losses and info each time."""
+    torques = make_torques(args, env)
+    falling = args.exploration_fraction * args.total_timesteps
+    params = learner.params
+    losses = np.zeros(1)
+    queue = []
+    added = 0
+    obs, _ = env.reset(seed=int(rng.integers(2**30)))
+    for env_steps in range(1, args.total_timesteps + 1):
+        # Act: epsilon-greedy.
+        if rng.random() < np.interp(env_steps, (0, falling), (1, args.end_e)):
+            action = int(rng.integers(args.num_bins))
+        elif args.q_input == "state":
+            action = int(q_of_state(params, obs[None], torques).argmax())
+        else:
+            drawn = rng.integers(args.num_bins, size=args.max_samples)
+            action = drawn[q_of_state_action(params, obs[None], torques[drawn]).argmax()]
+
+        # Step.
+        next_obs, reward, terminated, truncated, info = env.step(torques[action, None])
+
+        # Store. Running out of time ends the episode, but not the value of next_obs.
+        discount = 0.0 if terminated else args.gamma
+        new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
+        complete, queue = extend(queue, new, terminated or truncated, args.n_step)
+        for transition in complete:
+            add(buffer, added, transition)
+            added += 1
+        obs = next_obs
+        if terminated or truncated:
+            obs, _ = env.reset()
+
+        # Learn.
+        if added and env_steps % args.train_frequency == 0:
+            # Take the previous call's weights, waiting only for that call.
+            params = jax.tree.map(np.asarray, learner.params)
+            learner, losses = learn(learner, sample(args, rng, buffer, added, torques))
+        yield learner, losses, info
+
+
 def train(args, env):
-    """Train one agent on a Gymnasium environment, printing a line a second. Returns params, episodes and a dict of counts.
+    """Returns params, episodes (environment step, return) and counts.
 
-    A row of episodes is (env step, return, length). Ctrl-C ends the training early. Raises FloatingPointError if the loss or
-    an input is not finite, ValueError if the environment is unsuitable.
+    Prints a line about once a second; Ctrl-C ends it early. Raises ValueError on bad settings and
+    environments, FloatingPointError if a number is not finite.
     """
-    started = time.perf_counter()
-    rng, torques, obs_size = np.random.default_rng(args.seed), make_torques(args, env), env.observation_space.shape[0]
-    torque_is_input = args.q_input == "state-action"
-    params = init_params(rng, (obs_size + torque_is_input, *args.hidden_sizes, 1 if torque_is_input else args.num_bins))
+    check(args)
+    started = time.time()
+    env = prepare(env)
+    torques = make_torques(args, env)
+    rng = np.random.default_rng(args.seed)
+    (obs_size,) = env.observation_space.shape
+    sizes = (obs_size, *args.hidden_sizes, args.num_bins)
+    if args.q_input == "state-action":
+        sizes = (obs_size + 1, *args.hidden_sizes, 1)
+    params = init_params(rng, sizes)
     learner = Learner(params, params, make_optimizer(args).init(params))
-    buffer, added, queue = np.zeros((args.buffer_size, 2 * obs_size + 3), np.float32), 0, []
+    obs = np.zeros((args.buffer_size, obs_size), np.float32)
+    zeros = np.zeros(args.buffer_size, np.float32)
+    buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
+    # Compiled: for x in inputs: learner, loss = update(args, torques, learner, x). Losses stack up.
+    learn = jax.jit(partial(jax.lax.scan, partial(update, args, jnp.asarray(torques))))
+    learn = learn.lower(learner, sample(args, rng, buffer, 1, torques)).compile()
+    compiled = printed = time.time()
+    run = run_steps(args, env, rng, learner, learn, buffer)
+    episodes = []
+    env_steps = 0
+    with contextlib.suppress(KeyboardInterrupt):
+        for learner, losses, info in run:
+            env_steps += 1
+            if "episode" in info:
+                episodes.append((env_steps, info["episode"]["r"]))
+            if time.time() - printed > 1 or env_steps == args.total_timesteps:
+                printed = time.time()
+                report(args, env_steps, episodes, buffer, losses, printed - compiled)
+    seconds = time.time() - compiled
+    counts = {"env_steps": env_steps, "interrupted": env_steps < args.total_timesteps}
+    counts |= {"compile_seconds": compiled - started, "train_seconds": seconds}
+    counts["steps_per_second"] = env_steps / seconds
+    return jax.device_get(learner.params), np.array(episodes).reshape(-1, 2), counts
 
-    def draw(*shape):  # indices of torques; ignored if q_input is state
-        return rng.integers(args.num_bins, size=(*shape, args.max_samples))
 
-    def batches():
-        rows = sample(buffer, max(added, 1), rng, (args.gradient_steps, args.batch_size))
-        return rows, torques[draw(args.gradient_steps)]
-
-    run_learn = jax.jit(lambda *inputs: learn(args, torques, *inputs)).lower(learner, *batches()).compile()
-    compiled = printed = time.perf_counter()
-    env_steps, episodes, loss, interrupted = 0, [], 0.0, False
-    obs, episode_return, episode_length = env.reset(seed=int(rng.integers(2**30)))[0], 0.0, 0
-    try:
-        for env_steps in range(1, args.total_timesteps + 1):
-            # Act: epsilon-greedy.
-            epsilon = np.interp(env_steps, (0, args.exploration_fraction * args.total_timesteps), (args.start_e, args.end_e))
-            if rng.random() < epsilon:
-                action = int(rng.integers(args.num_bins))
-            elif torque_is_input:
-                drawn = draw()
-                action = drawn[q_values(params, obs, torques[drawn]).argmax()]
-            else:
-                action = q_values(params, obs, torques).argmax()
-
-            # Step.
-            obs = obs.copy()  # the environment may overwrite it
-            next_obs, reward, terminated, truncated, _ = env.step(torques[action, None])
-            episode_return, episode_length = episode_return + reward, episode_length + 1
-
-            # Store.
-            this_step = obs, action, args.reward_scale * reward, next_obs, terminated, truncated
-            for transition in extend(queue, *this_step, args.n_step, args.gamma):
-                add(buffer, added, transition)
-                added += 1
-            obs = next_obs
-            if terminated or truncated:
-                episodes.append((env_steps, episode_return, episode_length))
-                obs, episode_return, episode_length = env.reset()[0], 0.0, 0
-
-            # Learn.
-            if env_steps > args.learning_starts and env_steps % args.train_frequency == 0:
-                # Take the previous call's weights, waiting only for that call. The new one runs while the agent acts.
-                params = jax.tree.map(np.asarray, learner.params)
-                learner, loss = run_learn(learner, *batches())
-            if env_steps % 1000 == 0 or env_steps == args.total_timesteps:
-                if not (np.isfinite(loss) and np.isfinite(buffer).all()):
-                    raise FloatingPointError("a loss, observation or reward is not finite; try a smaller learning_rate")
-                now = time.perf_counter()
-                if now - printed > 1 or env_steps == args.total_timesteps:
-                    printed, speed = now, env_steps / (now - compiled)
-                    recent = np.mean([row[1] for row in episodes[-100:]] or math.nan)
-                    progress = f"{env_steps:,} steps, recent return {recent:.1f}, loss {loss:.3g}, {speed:,.0f} steps/s"
-                    print(f"{progress}, {(args.total_timesteps - env_steps) / speed:.0f} s left", flush=True)
-    except KeyboardInterrupt:
-        interrupted = True
-    params = jax.device_get(learner.params)
-    seconds = time.perf_counter() - compiled
-    counts = {"env_steps": env_steps, "interrupted": interrupted, "compile_seconds": compiled - started}
-    counts |= {"train_seconds": seconds, "steps_per_second": env_steps / seconds}
-    return params, np.array(episodes).reshape(-1, 3), counts
+def report(args, env_steps, episodes, buffer, losses, seconds):
+    """Print the progress."""
+    for name, values in (("observation", buffer.obs), ("reward", buffer.reward), ("loss", losses)):
+        if not np.isfinite(values).all():
+            raise FloatingPointError(f"{name} is not finite")
+    recent = np.mean(episodes[-100:], axis=0)[1] if episodes else np.nan
+    left = seconds * (args.total_timesteps / env_steps - 1)
+    print(f"{env_steps:,} steps, recent return {recent:.1f}, loss {losses[-1]:.3g}", end=", ")
+    print(f"{env_steps / seconds:,.0f} steps/s, {left:.0f} s left", flush=True)
 
 
 # ---------- Evaluation
+def play(args, params, env, seed):
+    """The return of a greedy episode."""
+    torques = make_torques(args, env)
+    q_values = Q_VALUES[args.q_input]
+    obs, _ = env.reset(seed=seed)
+    for _ in range(100_000):
+        action = q_values(params, obs[None], torques).argmax()
+        obs, _, terminated, truncated, info = env.step(torques[action, None])
+        if terminated or truncated:
+            return info["episode"]["r"]
+    raise TimeoutError("an episode took over 100,000 steps; gymnasium.wrappers.TimeLimit ends it")
+
+
 def evaluate(args, params, env):
     """The returns (1, eval_episodes) of greedy episodes, with seeds that no training uses."""
-    seeds = 2**30 + args.eval_episodes * args.seed + np.arange(args.eval_episodes)
-    return np.array([[play(args, params, env, int(seed))[0] for seed in seeds]])
+    env = prepare(env)
+    first = 2**30 + args.eval_episodes * args.seed
+    return np.array([[play(args, params, env, first + k) for k in range(args.eval_episodes)]])
 
 
-def play(args, params, env, seed, every=0):
-    """One greedy episode: its return and, if every > 0, half-size pictures, one every `every` steps and the last."""
-    torques = make_torques(args, env)
-    obs, total, frames, t, ended = env.reset(seed=seed)[0], 0.0, [], 0, False
-    while not ended:
-        if every and t % every == 0:
-            frames.append(env.render()[::2, ::2].copy())  # a view would keep the whole picture in memory
-        obs, reward, terminated, truncated, _ = env.step(torques[q_values(params, obs, torques).argmax(), None])
-        total, t, ended = total + float(reward), t + 1, terminated or truncated
-    return total, ([*frames, env.render()[::2, ::2].copy()] if every else [])
-
-
-def film(args, params, env):
-    """Record a greedy episode as a GIF, in real time, at most 25 frames a second."""
-    import imageio.v3  # slow to import
-
-    per_second = env.metadata.get("render_fps", 50)
-    every = math.ceil(per_second / 25)
-    total, frames = play(args, params, env, 2**30, every)
-    imageio.v3.imwrite(Path(args.output_dir, "model.gif"), frames, duration=1000 * every / per_second, loop=0)
-    print(f"model.gif: an episode with return {total:.1f}")
+def summarize(args, returns, threshold):
+    """Print the result, and return statistics of the agent."""
+    solved = None if threshold is None else bool(returns.mean() >= threshold)
+    print(f"{returns.size} greedy episodes: mean {returns.mean():.1f}", end=", ")
+    print(f"standard deviation {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
+    print(f"solved: {solved} (threshold {threshold})")
+    agent = {f"eval_return_{name}": getattr(returns, name)() for name in ("mean", "std", "min")}
+    agent |= {"eval_episodes": returns.size, "solved": solved}
+    return [agent | {"seed": None if args.load_model else args.seed}]
 
 
 # ---------- Command line
-SCRIPT = "dqn_pendulum_discretized.py"
-
-
 def check(args):
-    """Raise ValueError, naming the flag, on settings that cannot work."""
-    for field in fields(args):
-        value, least = getattr(args, field.name), {"seed": 0, "num_bins": 2}.get(field.name, 1)
-        if field.type is int and not least <= value < 2**31:
-            raise ValueError(f"{field.name} must be at least {least} and below 2^31")
-        if field.type is float and not 0 <= value <= 1:
-            raise ValueError(f"{field.name} must be between 0 and 1")
-    rules = [
-        (min(args.hidden_sizes, default=0) > 0, "hidden_sizes must all be at least 1"),
-        (args.learning_starts >= args.n_step, "learning_starts must be at least n_step"),
-        (args.output_dir or not args.capture_video, "capture_video needs output_dir"),
-        (not args.output_dir or importlib.util.find_spec("matplotlib"), "output_dir needs matplotlib: pip install matplotlib"),
-        (not args.capture_video or importlib.util.find_spec("imageio"), "capture_video needs imageio: pip install imageio"),
-    ]
-    for holds, message in rules:
-        if not holds:
-            raise ValueError(message)
+    """Raise ValueError, naming the flag, on bad settings."""
+    counts = "total_timesteps", "train_frequency", "gradient_steps", "n_step", "buffer_size"
+    counts += "batch_size", "hidden_sizes", "eval_episodes", "max_samples"
+    limits = dict.fromkeys(counts, (1, np.inf)) | {"num_bins": (2, np.inf)}
+    limits |= dict.fromkeys(("gamma", "end_e", "exploration_fraction"), (0, 1))
+    limits |= dict.fromkeys(("learning_rate", "reward_scale"), (1e-9, 1e9))
+    limits |= {"seed": (0, 2**20), "tau": (1e-6, 1)}
+    for name, (least, most) in limits.items():
+        value = getattr(args, name)
+        if not np.array_equal(np.clip(value, least, most), value):
+            raise ValueError(f"{name} must be between {least} and {most}")
+    if args.output_dir and not importlib.util.find_spec("matplotlib"):
+        raise ValueError("output_dir needs matplotlib")
 
 
-def load_model(path, torques=None, obs=None):
-    """The params that a run kept as model.npz. Raises ValueError if it is damaged, from another script or for other torques."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            params = dict(file)
-        script, made_for = params.pop("script"), params.pop("torques")
-        fits = torques is None or np.array_equal(made_for, torques) and q_values(params, obs, torques).size
-        if script != SCRIPT or not fits:
-            raise ValueError(f"it is from {script}, for {len(made_for)} torques from {made_for[0]} to {made_for[-1]}")
-    except Exception as error:
-        raise ValueError(f"load_model: {path}: {error}") from None
+def load_model(path, args=None, env=None):
+    """The params of a kept model.npz, which must fit the flags and a prepared env, if given."""
+    params = dict(np.load(path, allow_pickle=False))
+    if params.pop("script") != SCRIPT:
+        raise ValueError("it is of another script")
+    torques = params.pop("torques")
+    if args and not np.array_equal(torques, make_torques(args, env)):
+        raise ValueError(f"it is for {len(torques)} torques from {torques[0]} to {torques[-1]}")
+    if args:
+        Q_VALUES[args.q_input](params, env.reset()[0][None], torques).reshape(torques.shape)
     return params
 
 
-def keep(args, params, episodes, torques):
-    """Write model.npz, returns.csv and curve.png into output_dir."""
+def keep(args, params, episodes, env):
+    """Write the model, the returns and their curve."""
     from matplotlib.figure import Figure  # slow to import
 
-    folder, header = Path(args.output_dir), "env_step,episode_return,episode_length"
-    np.savez(folder / "model.npz", script=SCRIPT, torques=torques, **params)
-    np.savetxt(folder / "returns.csv", episodes, ("%d", "%g", "%d"), ",", header=header, comments="")
-    figure = Figure()
-    axes = figure.add_subplot(xlabel="environment steps", ylabel="return, and mean of 100", title=f"DQN on {args.env_id}")
-    steps, returns, _ = episodes.T
-    axes.plot(steps, returns, ".", markersize=1, color="0.75")
-    if len(returns) >= 100:
-        axes.plot(steps[99:], np.convolve(returns, np.ones(100) / 100, mode="valid"))
-    figure.savefig(folder / "curve.png", dpi=150)
-
-
-def summarize(args, returns, counts, threshold):
-    """Print how the evaluation went, returns (1, eval_episodes), and return what summary.json holds. threshold may be None."""
-    solved = None if threshold is None else bool(returns.mean() >= threshold)
-    statistics = f"mean {returns.mean():.1f}, standard deviation {returns.std():.1f}, worst {returns.min():.0f}"
-    verdict = "no threshold" if threshold is None else f"{'' if solved else 'not '}solved (threshold {threshold:g})"
-    print(f"{returns.size} greedy episodes: {statistics}; {verdict}")
-    names = "seed", "eval_return_mean", "eval_return_std", "eval_return_min", "eval_episodes", "solved"
-    row = args.seed, returns.mean(), returns.std(), returns.min(), returns.size, solved
-    versions = {m.__name__: m.__version__ for m in (jax, optax, gymnasium, np, tyro)}
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    summary = {"script": SCRIPT, "args": asdict(args), "versions": versions, "device": device, **counts}
-    return summary | {"seeds": [dict(zip(names, row, strict=True))]}
+    torques = make_torques(args, env)
+    np.savez(f"{args.output_dir}/model.npz", script=SCRIPT, torques=torques, **params)
+    columns = "env_step,episode_return"
+    np.savetxt(f"{args.output_dir}/returns.csv", episodes, "%.9g", ",", header=columns, comments="")
+    axes = Figure().add_subplot(xlabel="environment steps", ylabel="episode return")
+    axes.plot(*episodes.T, ".", markersize=1)
+    axes.figure.savefig(f"{args.output_dir}/curve.png", dpi=150)
 
 
 def main(args):
-    """Run the script. Exit status: 0, 1 if the loss diverged, 2 on bad input, 130 after Ctrl-C."""
+    """Run the script. Returns 0, 1 if training failed, 2 on bad input or 130 after Ctrl-C."""
+    flag = "settings"
     try:
         check(args)
-        env, camera = make_env(args), make_env(args, render_mode="rgb_array") if args.capture_video else None
-        torques = make_torques(args, env)
-        obs = np.zeros(env.observation_space.shape)
-        params, counts = load_model(args.load_model, torques, obs) if args.load_model else None, {}
+        flag = "env_id"
+        env = gymnasium.make(args.env_id)
+        prepare(env)
+        flag = "load_model"
+        if args.load_model:
+            params = load_model(args.load_model, args, prepare(env))
+        flag = "output_dir"
         if args.output_dir:
-            Path(args.output_dir).mkdir(parents=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {'output_dir: ' if isinstance(error, OSError) else ''}{error}", file=sys.stderr)
+            os.makedirs(args.output_dir)
+    except Exception as error:
+        print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    summary = {"script": SCRIPT, "versions": {"jax": jax.__version__}}
+    summary["device"] = jax.devices()[0].device_kind
     try:
         if not args.load_model:
-            if args.learning_starts >= args.total_timesteps:
-                print("no update: total_timesteps is not above learning_starts")
             params, episodes, counts = train(args, env)
+            summary |= counts | {"args": vars(args)}
             if args.output_dir:
-                keep(args, params, episodes, torques)
-        summary = summarize(args, evaluate(args, params, env), counts, env.spec and env.spec.reward_threshold)
-        if camera:
-            film(args, params, camera)
-        env.close()
-    except FloatingPointError as error:
+                keep(args, params, episodes, env)
+        returns = evaluate(args, params, env)
+        summary["seeds"] = summarize(args, returns, env.spec.reward_threshold)
+    except (FloatingPointError, TimeoutError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         return 130
     if args.output_dir:
-        Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
-    return 130 if counts.get("interrupted") else 0
+        with open(f"{args.output_dir}/summary.json", "w") as file:
+            json.dump(summary, file, indent=2)
+    return 130 if summary.get("interrupted") else 0
 
 
 if __name__ == "__main__":
