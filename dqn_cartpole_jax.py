@@ -39,6 +39,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -70,6 +71,9 @@ class Args:
     eval_episodes: int = 100  # greedy episodes at the end
     output_dir: str | None = None  # a new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
+
+
+SCRIPT = "dqn_cartpole_jax.py"  # kept models hold this name
 
 
 # ---------- Environment
@@ -284,15 +288,18 @@ def train(args):
     agents = init_agents(args)
     joint_steps = args.total_timesteps // args.num_envs
     chunks = max(1, joint_steps // 500)
+
     # `scan` is `for _ in range(length): agent, output = joint_step(args, agent, None)`, compiled.
     # It stacks the outputs along a new axis T. Donated agents lend their memory to the new ones.
-    run_chunk = partial(jax.lax.scan, partial(joint_step, args), length=joint_steps // chunks)
-    run_chunk = jax.jit(jax.vmap(run_chunk), donate_argnums=0).lower(agents).compile()
+    def run_chunk(agent):
+        return jax.lax.scan(partial(joint_step, args), agent, length=joint_steps // chunks)
+
+    run_chunks = jax.jit(jax.vmap(run_chunk), donate_argnums=0).lower(agents).compile()
     compiled = printed = time.time()
     history = []
     try:
         for chunk in range(chunks):
-            agents, outputs = run_chunk(agents)
+            agents, outputs = run_chunks(agents)
             history.append(jax.device_get((agents.learner.params, *outputs)))
             if time.time() - printed > 1 or chunk == chunks - 1:
                 printed = time.time()
@@ -363,9 +370,6 @@ def summarize(args, returns):
 
 
 # ---------- Command line
-SCRIPT = "dqn_cartpole_jax.py"
-
-
 def check(args):
     """Raise ValueError, naming the flag, on bad settings."""
     counts = "num_seeds", "num_envs", "batch_size", "n_step", "hidden_sizes", "eval_episodes"
@@ -417,7 +421,7 @@ def main(args):
             params = load_model(args.load_model)
         flag = "output_dir"
         if args.output_dir:
-            os.makedirs(args.output_dir)
+            Path(args.output_dir).mkdir(parents=True)
     except Exception as error:
         print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -435,8 +439,7 @@ def main(args):
         return 130
     if args.output_dir:
         summary["device"] = jax.devices()[0].device_kind
-        with open(f"{args.output_dir}/summary.json", "w") as file:
-            json.dump(summary, file, indent=2)
+        Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
     return 130 if summary.get("interrupted") else 0
 
 

@@ -34,14 +34,13 @@ Letters in shapes: B batch, G updates in a group, O observation, A actions.
 """
 
 import contextlib
-import glob
 import importlib.util
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium
@@ -69,7 +68,7 @@ class Args:
     learning_rate: float = 3e-3  # of Adam at the start; it falls to 0
     gamma: float = 0.995  # discount per step
     n_step: int = 3  # rewards in a target; plain DQN: 1
-    tau: float = 0.0125  # how far an update moves w- toward w; 1 copies w
+    tau: float = 0.005  # how far an update moves w- toward w; 1 copies w
     reward_scale: float = 0.03  # factor of rewards in targets; Q should be near 1
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
     exploration_fraction: float = 0.2  # fraction of the run in which epsilon falls from 1
@@ -78,6 +77,9 @@ class Args:
     capture_video: bool = False  # film the snapshots and the agent, as GIFs
     output_dir: str | None = None  # a new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
+
+
+SCRIPT = "dqn_lunarlander.py"  # kept models hold this name
 
 
 # ---------- Environment
@@ -220,9 +222,6 @@ def select(q, action):
 
 
 # ---------- Training
-SCRIPT = "dqn_lunarlander.py"  # kept models hold this name
-
-
 def run_steps(args, env, rng, learner, learn, buffer):
     """Step by step through the run. Yields the Learner, the last losses and info each time."""
     falling = args.exploration_fraction * args.total_timesteps
@@ -289,7 +288,7 @@ def train(args, env):
             if "episode" in info:
                 episodes.append((env_steps, info["episode"]["r"]))
             if args.eval_frequency and env_steps % args.eval_frequency == 0:
-                path = f"{args.output_dir}/model_{env_steps}.npz"
+                path = f"{args.output_dir}/model_{env_steps:08}.npz"
                 np.savez(path, script=SCRIPT, **learner.params)
             if time.time() - printed > 1 or env_steps == args.total_timesteps:
                 printed = time.time()
@@ -319,10 +318,9 @@ def play(params, env, seed, frames=None):
     for t in range(100_000):
         action = int(q_values(params, obs[None]).argmax())
         obs, _, terminated, truncated, info = env.step(env.action_space.start + action)
-        ended = terminated or truncated
-        if frames is not None and (ended or t % 2 == 0):
+        if frames is not None and t % 2 == 0:
             frames.append(env.render()[::2, ::2].copy())
-        if ended:
+        if terminated or truncated:
             return info["episode"]["r"]
     raise TimeoutError("an episode took over 100,000 steps; gymnasium.wrappers.TimeLimit ends it")
 
@@ -334,8 +332,9 @@ def evaluate(args, params, env):
     return np.array([[play(params, env, first + k) for k in range(args.eval_episodes)]])
 
 
-def summarize(args, returns, threshold):
+def summarize(args, env, returns):
     """Print the result, and return statistics of the agent."""
+    threshold = env.spec.reward_threshold
     solved = None if threshold is None else bool(returns.mean() >= threshold)
     print(f"{returns.size} greedy episodes: mean {returns.mean():.1f}", end=", ")
     print(f"standard deviation {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
@@ -345,23 +344,18 @@ def summarize(args, returns, threshold):
     return [agent | {"seed": None if args.load_model else args.seed}]
 
 
-def film(params, env, path):
-    """Record a greedy episode as a GIF."""
-    import imageio.v3  # slow to import
+def film(args, env, params):
+    """Play a greedy episode with each snapshot and with params; make GIFs if capture_video."""
+    models = {path: load_model(path) for path in sorted(Path(args.output_dir).glob("model_*"))}
+    models[Path(args.output_dir, "model.npz")] = params
+    for path, params in models.items():
+        frames = [] if args.capture_video else None
+        print(f"{path}: greedy return {play(params, prepare(env), 2**30, frames):.1f}")
+        if frames:
+            import imageio.v3  # slow to import
 
-    frames = []
-    play(params, prepare(env), 2**30, frames)
-    ms = 2000 / env.metadata.get("render_fps", 50)
-    imageio.v3.imwrite(path, frames, duration=ms, loop=0)
-
-
-def snapshots(args, env):
-    """Play a greedy episode with each model_STEP.npz, and film it if capture_video."""
-    for path in sorted(glob.glob(f"{args.output_dir}/model_*.npz"), key=os.path.getmtime):
-        params = load_model(path)
-        print(f"{path}: greedy return {play(params, prepare(env), 2**30):.1f}")
-        if args.capture_video:
-            film(params, env, path.replace(".npz", ".gif"))
+            ms = 2000 / env.metadata.get("render_fps", 50)
+            imageio.v3.imwrite(path.with_suffix(".gif"), frames, duration=ms, loop=0)
 
 
 # ---------- Command line
@@ -419,7 +413,7 @@ def main(args):
             params = load_model(args.load_model, prepare(env))
         flag = "output_dir"
         if args.output_dir:
-            os.makedirs(args.output_dir)
+            Path(args.output_dir).mkdir(parents=True)
     except Exception as error:
         print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -431,18 +425,15 @@ def main(args):
             summary |= counts | {"args": vars(args)}
             if args.output_dir:
                 keep(args, params, episodes)
-        snapshots(args, env)
-        returns = evaluate(args, params, env)
-        summary["seeds"] = summarize(args, returns, env.spec.reward_threshold)
-        if args.capture_video:
-            film(params, env, f"{args.output_dir}/model.gif")
+        if args.eval_frequency or args.capture_video:
+            film(args, env, params)
+        summary["seeds"] = summarize(args, env, evaluate(args, params, env))
     except (FloatingPointError, TimeoutError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         return 130
     if args.output_dir:
-        with open(f"{args.output_dir}/summary.json", "w") as file:
-            json.dump(summary, file, indent=2)
+        Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
     return 130 if summary.get("interrupted") else 0
 
 

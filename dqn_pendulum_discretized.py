@@ -29,7 +29,6 @@ Measured by tests/benchmark.py: InvertedPendulum-v5 solved by 10 of 10, with 100
 Pendulum-v1 mean -146, where five torques allow -136.
 
 Differences from Mnih et al.:
-- Targets sum n rewards before they add Q (Sutton 1988), uncorrected for exploration (--n-step).
 - The target network moves a little at every update (--tau).
 - The agent acts with weights one group of updates old (--gradient-steps).
 - Adam replaces RMSProp, and its learning rate falls to 0 (--learning-rate).
@@ -41,11 +40,11 @@ Letters in shapes: B batch, G updates in a group, O observation, A torques.
 import contextlib
 import importlib.util
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import gymnasium
@@ -76,7 +75,6 @@ class Args:
     hidden_sizes: tuple[int, ...] = (64, 64)  # units in each hidden layer
     learning_rate: float = 3e-3  # of Adam at the start; it falls to 0
     gamma: float = 0.99  # discount per step
-    n_step: int = 3  # rewards in a target; plain DQN: 1
     tau: float = 0.0064  # how far an update moves w- toward w; 1 copies w
     reward_scale: float = 0.03  # factor of rewards in targets; Q should be near 1
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
@@ -84,6 +82,9 @@ class Args:
     eval_episodes: int = 100  # greedy episodes at the end
     output_dir: str | None = None  # a new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
+
+
+SCRIPT = "dqn_pendulum_discretized.py"  # kept models hold this name
 
 
 # ---------- Environment
@@ -163,24 +164,6 @@ class Transition(NamedTuple):  # in the buffer, each array has a first axis buff
     next_obs: Array  # from before the reset
 
 
-def extend(queue, new, ended, n_step):
-    """Add a step to the transitions in the queue. Returns those that are complete, and the others.
-
-    With n_step=3, gamma=0.5, rewards 1, 2, 4 and the end, its (reward, discount) become
-        (1, 0.5)
-        (1 + 0.5 * 2, 0.25)          (2, 0.5)
-        (1 + 0.5 * 2 + 0.25 * 4, 0)  (2 + 0.5 * 4, 0)  (4, 0)
-    """
-    longer = []
-    for old in queue:
-        reward = old.reward + old.discount * new.reward
-        discount = old.discount * new.discount
-        longer.append(old._replace(reward=reward, discount=discount, next_obs=new.next_obs))
-    longer.append(new)
-    complete = len(longer) if ended else int(len(longer) == n_step)
-    return longer[:complete], longer[complete:]
-
-
 def add(buffer, added, new):
     """Write a new transition over the oldest of a buffer that was given `added` before."""
     for field, value in zip(buffer, new, strict=True):
@@ -212,7 +195,7 @@ def update(args, torques, learner, inputs):
     """One gradient step on the mean squared error. Returns the next Learner and the loss."""
     batch, drawn = inputs
     q_values = Q_VALUES[args.q_input]
-    # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-)
+    # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal
     next_q = jnp.max(q_values(learner.target_params, batch.next_obs, drawn), axis=1)
     target = batch.reward + batch.discount * next_q
 
@@ -235,17 +218,12 @@ def update(args, torques, learner, inputs):
 
 
 # ---------- Training
-SCRIPT = "dqn_pendulum_discretized.py"  # kept models hold this name
-
-
 def run_steps(args, env, rng, learner, learn, buffer):
     """Step by step through the run. Yields the Learner, the last losses and info each time."""
     torques = make_torques(args, env)
     falling = args.exploration_fraction * args.total_timesteps
     params = learner.params
     losses = np.zeros(1)
-    queue = []
-    added = 0
     obs, _ = env.reset(seed=int(rng.integers(2**30)))
     for env_steps in range(1, args.total_timesteps + 1):
         # Act: epsilon-greedy.
@@ -263,19 +241,16 @@ def run_steps(args, env, rng, learner, learn, buffer):
         # Store. Running out of time ends the episode, but not the value of next_obs.
         discount = 0.0 if terminated else args.gamma
         new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
-        complete, queue = extend(queue, new, terminated or truncated, args.n_step)
-        for transition in complete:
-            add(buffer, added, transition)
-            added += 1
+        add(buffer, env_steps - 1, new)
         obs = next_obs
         if terminated or truncated:
             obs, _ = env.reset()
 
         # Learn.
-        if added and env_steps % args.train_frequency == 0:
+        if env_steps % args.train_frequency == 0:
             # Take the previous call's weights, waiting only for that call.
             params = jax.tree.map(np.asarray, learner.params)
-            learner, losses = learn(learner, sample(args, rng, buffer, added, torques))
+            learner, losses = learn(learner, sample(args, rng, buffer, env_steps, torques))
         yield learner, losses, info
 
 
@@ -353,8 +328,9 @@ def evaluate(args, params, env):
     return np.array([[play(args, params, env, first + k) for k in range(args.eval_episodes)]])
 
 
-def summarize(args, returns, threshold):
+def summarize(args, env, returns):
     """Print the result, and return statistics of the agent."""
+    threshold = env.spec.reward_threshold
     solved = None if threshold is None else bool(returns.mean() >= threshold)
     print(f"{returns.size} greedy episodes: mean {returns.mean():.1f}", end=", ")
     print(f"standard deviation {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
@@ -367,7 +343,7 @@ def summarize(args, returns, threshold):
 # ---------- Command line
 def check(args):
     """Raise ValueError, naming the flag, on bad settings."""
-    counts = "total_timesteps", "train_frequency", "gradient_steps", "n_step", "buffer_size"
+    counts = "total_timesteps", "train_frequency", "gradient_steps", "buffer_size"
     counts += "batch_size", "hidden_sizes", "eval_episodes", "max_samples"
     limits = dict.fromkeys(counts, (1, np.inf)) | {"num_bins": (2, np.inf)}
     limits |= dict.fromkeys(("gamma", "end_e", "exploration_fraction"), (0, 1))
@@ -394,11 +370,10 @@ def load_model(path, args=None, env=None):
     return params
 
 
-def keep(args, params, episodes, env):
+def keep(args, params, episodes, torques):
     """Write the model, the returns and their curve."""
     from matplotlib.figure import Figure  # slow to import
 
-    torques = make_torques(args, env)
     np.savez(f"{args.output_dir}/model.npz", script=SCRIPT, torques=torques, **params)
     columns = "env_step,episode_return"
     np.savetxt(f"{args.output_dir}/returns.csv", episodes, "%.9g", ",", header=columns, comments="")
@@ -420,7 +395,7 @@ def main(args):
             params = load_model(args.load_model, args, prepare(env))
         flag = "output_dir"
         if args.output_dir:
-            os.makedirs(args.output_dir)
+            Path(args.output_dir).mkdir(parents=True)
     except Exception as error:
         print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -431,16 +406,14 @@ def main(args):
             params, episodes, counts = train(args, env)
             summary |= counts | {"args": vars(args)}
             if args.output_dir:
-                keep(args, params, episodes, env)
-        returns = evaluate(args, params, env)
-        summary["seeds"] = summarize(args, returns, env.spec.reward_threshold)
+                keep(args, params, episodes, make_torques(args, env))
+        summary["seeds"] = summarize(args, env, evaluate(args, params, env))
     except (FloatingPointError, TimeoutError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         return 130
     if args.output_dir:
-        with open(f"{args.output_dir}/summary.json", "w") as file:
-            json.dump(summary, file, indent=2)
+        Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
     return 130 if summary.get("interrupted") else 0
 
 

@@ -4,8 +4,8 @@
 # ///
 """Q-learning in a maze, on a table or with a network, checked against the exact values.
 
-What it teaches: the Bellman update with nothing around it. DQN is this with a larger network, a
-memory, and a slower copy of the network for the targets.
+What it teaches: the Bellman update with nothing around it. DQN adds a deep network, a replay
+buffer and a target network.
 
 Q(s, a) is the expected discounted sum of rewards after action a in cell s, if all later actions
 are the best ones. After a step from s to s' with reward r, Q-learning (Watkins and Dayan 1992,
@@ -27,13 +27,13 @@ Beyond the update:
 - On ice, targets are random, so alpha falls with the visits of a pair (s, a) (--decay-power).
 
 Letters in shapes: S cells, A actions. New to JAX? `jax.jit` compiles a function before its
-arrays have values, so choose by `jnp.where`, not `if`. `x.at[i].add(1)` is x with x[i] one larger.
+arrays have values, so branch on them with `jnp.where`, not `if`. `x.at[i].add(1)` is a copy of x
+with x[i] one larger.
 """
 
 import contextlib
 import importlib.util
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -45,6 +45,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax import Array
 
 
 # ---------- Arguments
@@ -67,9 +68,12 @@ class Args:
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
+SCRIPT = "q_table_maze.py"  # kept models hold this name
+
+
 # ---------- Environment
 # Like https://gymnasium.farama.org/environments/toy_text/frozen_lake/, but a hole costs 1 and the
-# actions have another order. For your own maze change this section, and keep the fields of Maze.
+# actions have another order. For your own maze, change this section but keep Maze.
 
 BOARDS = {
     "2x3": "SFH/HFG",
@@ -91,8 +95,8 @@ class Maze(NamedTuple):
 
 
 class EnvState(NamedTuple):
-    cell: jax.Array  # its number
-    time: jax.Array  # steps since the start of the episode
+    cell: Array  # its number
+    time: Array  # steps since the start of the episode
 
 
 def read_board(board):
@@ -169,9 +173,9 @@ def update(args, params, obs, action, reward, next_obs, terminated, alpha):
 # ---------- Training
 class Agent(NamedTuple):  # all that changes in training
     params: dict
-    visits: jax.Array  # (S, A) how often each pair was updated
+    visits: Array  # (S, A) how often each pair was updated
     state: EnvState
-    returns: jax.Array
+    returns: Array
 
 
 def act_and_learn(args, maze, agent, noise):
@@ -211,9 +215,6 @@ def train_chunk(args, maze, agent, noise, steps):
 
     # Compiled: for i in range(steps): carry = one_step(i, carry)
     return jax.lax.fori_loop(0, steps, one_step, (agent, 0, 0.0))
-
-
-SCRIPT = "q_table_maze.py"  # kept models hold this name
 
 
 def train(args):
@@ -273,7 +274,7 @@ def report(timesteps, windows, seconds):
 
 # ---------- Evaluation
 def evaluate(args, params):
-    """The returns (1, eval_episodes) of greedy episodes from the start, all played at once."""
+    """The returns (1, eval_episodes) of greedy episodes from the start."""
     maze = read_board(args.board)
     rng = np.random.default_rng(2**31)  # no training has this seed
     n = args.eval_episodes
@@ -357,7 +358,7 @@ def main(args):
             params = load_model(args.load_model, args)
         flag = "output_dir"
         if args.output_dir:
-            os.makedirs(args.output_dir)
+            Path(args.output_dir).mkdir(parents=True)
     except Exception as error:
         print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
