@@ -8,17 +8,16 @@
 What it teaches: environment, buffer and network are a few arrays, and training is a pure function
 of them. So `jax.jit` compiles the whole loop, and `jax.vmap` trains many agents at once.
 
-Q(s, a) is the expected discounted sum of rewards after action a in state s, if all later actions
-are the best ones. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
+Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
+is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
 it as a network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a
-replay buffer, as consecutive steps are too much alike. A target network, whose weights w- follow w
-slowly, keeps the targets from moving with each update. An update lowers the mean of
+replay buffer, because consecutive steps are too similar. A target network, whose weights w- follow
+w slowly, keeps the targets steady. Each update takes a gradient step to reduce the mean of
 
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
     python dqn_cartpole_jax.py --seed 1                             train an agent
-    python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1   train sixteen, keep the results
-    python dqn_cartpole_jax.py --load-model runs/1/model.npz        evaluate kept agents
+    python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1   train sixteen, save the results
 
 Measured by tests/benchmark.py: 998 of 1,000 new seeds solved, after 0.13 s of training each.
 
@@ -32,7 +31,7 @@ Differences from Mnih et al.:
 Letters in shapes: N environments, B batch, O observation, A actions, K agents, T steps.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import sys
@@ -55,7 +54,7 @@ from jax import Array
 class Args:
     """DQN on CartPole-v1."""
 
-    seed: int = 1  # same seed, machine and versions: the same bits
+    seed: int = 1  # same seed, machine, and versions: identical results
     num_seeds: int = 1  # agents to train at once
     total_timesteps: int = 256_000  # environment steps
     num_envs: int = 64  # environments, which step together
@@ -64,24 +63,24 @@ class Args:
     hidden_sizes: tuple[int, ...] = (96,)  # units in each hidden layer
     learning_rate: float = 1e-2  # of Adam
     gamma: float = 0.99  # discount per step
-    n_step: int = 3  # rewards in a target; plain DQN: 1
-    tau: float = 0.05  # how far an update moves w- toward w; 1 copies w
+    n_step: int = 3  # rewards summed in a target; 1 is plain DQN
+    tau: float = 0.05  # how far each update moves w- toward w; 1 copies w
     end_e: float = 0.15  # epsilon, the fraction of random actions, at the end
-    exploration_fraction: float = 0.5  # fraction of the run in which epsilon falls from 1
+    exploration_fraction: float = 0.5  # part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
-    output_dir: str | None = None  # a new folder for the results
+    output_dir: str | None = None  # new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
-SCRIPT = "dqn_cartpole_jax.py"  # kept models hold this name
+SCRIPT = "dqn_cartpole_jax.py"  # saved models hold this name
 
 
 # ---------- Environment
 # CartPole-v1 as in https://gymnasium.farama.org/environments/classic_control/cart_pole/
-# For your own, rewrite this section: reset and step of one environment; jax.vmap makes N of it.
-# EnvState needs obs, a vector of OBS_SIZE numbers, and may hold anything else. Rewards should keep
-# Q below about 100. With gymnax, keep its state in EnvState, call reset_env and step_env (its step
-# would reset, and lose the last observation), and tell truncated from its done.
+# For your own, rewrite this section: reset and step of one environment, which jax.vmap turns into
+# N. EnvState needs obs, a vector of OBS_SIZE numbers; the rest is yours. Scale rewards to keep Q
+# below 100. From gymnax, use reset_env and step_env (its step resets by itself), hold its state in
+# EnvState, and split its done into terminated and truncated.
 
 OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angular velocity (rad/s)
 ACTIONS = 2  # push left, push right
@@ -102,7 +101,7 @@ def reset(key):
 
 
 def step(key, state, action):
-    """20 ms of Euler's method (Barto et al. 1983; Florian 2007). The key would be for random steps.
+    """20 ms of Euler's method (Florian 2007). The key is for random steps.
 
     Returns the next EnvState, the reward, terminated (out of bounds) and truncated (out of time).
     """
@@ -110,7 +109,7 @@ def step(key, state, action):
     force = jnp.where(action == 1, 10.0, -10.0)  # N
     sin = jnp.sin(theta)
     cos = jnp.cos(theta)
-    # The cart weighs 1 kg, the pole 0.1 kg; the pole's center is 0.5 m above its joint.
+    # The cart weighs 1 kg; the pole weighs 0.1 kg, and its center is 0.5 m from its joint.
     push = (force + 0.1 * 0.5 * theta_dot**2 * sin) / 1.1
     theta_acc = (9.8 * sin - cos * push) / (0.5 * (4 / 3 - 0.1 * cos**2 / 1.1))
     x_acc = push - 0.1 * 0.5 * theta_acc * cos / 1.1
@@ -133,7 +132,7 @@ def init_params(rng, sizes):
 
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) -> (B, A)."""
-    x = (obs / OBS_SCALE).T  # columns: with rows, x @ w + b, training takes 1.2 times as long
+    x = (obs / OBS_SCALE).T  # (O, B): with rows, x @ w + b, training takes 1.2 times as long
     last = len(params) // 2 - 1
     for i in range(last):
         x = jax.nn.relu(params[f"w{i}"] @ x + params[f"b{i}"])
@@ -145,13 +144,13 @@ class Transition(NamedTuple):  # each array has a first axis: buffer_size, N or 
     obs: Array
     action: Array
     reward: Array
-    discount: Array  # of the value of next_obs: gamma, 0 if terminated
-    next_obs: Array  # from before the reset
+    discount: Array  # of the value of next_obs: gamma, 0 if terminated; gamma^n after sample
+    next_obs: Array  # before any reset
     ended: Array  # terminated or truncated
 
 
 def add(buffer, added, new):
-    """Write N new transitions over the oldest of a buffer that was given `added` before."""
+    """Write N new transitions over the oldest of a buffer that took `added` before."""
     rows = (added + jnp.arange(len(new.action))) % len(buffer.action)
     # `jax.tree.map` calls a function on each array of a nested structure (a "pytree").
     # `x.at[rows].set(y)` is x after x[rows] = y; compiled, it works in place.
@@ -160,6 +159,7 @@ def add(buffer, added, new):
 
 def sample(args, key, buffer, added):
     """Draw B transitions, uniformly with replacement, and extend each to n steps if possible."""
+    # start counts all transitions ever added; its row is start % buffer_size.
     oldest = jnp.maximum(added - args.buffer_size, 0)
     start = oldest + (jax.random.uniform(key, (args.batch_size,)) * (added - oldest)).astype(int)
     first = last = start % args.buffer_size
@@ -167,7 +167,7 @@ def sample(args, key, buffer, added):
     discount = buffer.discount[first]
     for k in range(1, args.n_step):
         later = start + k * args.num_envs  # the next step of the same environment
-        stop = buffer.ended[last] | (later >= added)
+        stop = buffer.ended[last] | (later >= added)  # over, or not yet there
         last = jnp.where(stop, last, later % args.buffer_size)
         reward += jnp.where(stop, 0, discount * buffer.reward[last])
         discount *= jnp.where(stop, 1, buffer.discount[last])
@@ -188,14 +188,13 @@ def update(args, learner, batch):
     next_q = jnp.max(q_values(learner.target_params, batch.next_obs), axis=1)
     target = batch.reward + batch.discount * next_q
 
-    # JAX differentiates with respect to loss_fn's argument; target is a constant in it.
+    # JAX differentiates with respect to loss_fn's argument; target is a constant inside it.
     def loss_fn(params):
-        chosen = jax.nn.one_hot(batch.action, ACTIONS)
-        q = jnp.sum(q_values(params, batch.obs) * chosen, axis=1)  # Q(s, a; w)
+        q = q_values(params, batch.obs)[jnp.arange(args.batch_size), batch.action]  # Q(s, a; w)
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two functions. Making it here is free: it happens while JAX compiles.
+    # An optax optimizer is two functions, init and update. Python makes it once, while compiling.
     updates, opt_state = optax.adam(args.learning_rate).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
@@ -204,21 +203,22 @@ def update(args, learner, batch):
 
 
 # ---------- Training
-class Agent(NamedTuple):  # all that changes in training
+class Agent(NamedTuple):  # everything that changes in training
     key: Array
     env_steps: Array
     state: EnvState  # each array has a first axis N
     ended: Array  # (N,) the episode is over; the next step resets
-    returns: Array  # (N,) of the episodes so far
+    returns: Array  # (N,) of the current episodes
     buffer: Transition
     learner: Learner
 
 
 def init_agents(args):
-    """The agents of all seeds: arrays with a first axis K, split evenly among devices."""
+    """The agents of all seeds: arrays with a first axis K, on as many devices as divide K."""
     N = args.num_envs
     seeds = args.seed + np.arange(args.num_seeds)
     sizes = (OBS_SIZE, *args.hidden_sizes, ACTIONS)
+    # NumPy draws the weights, as JAX would take 0.8 s to compile.
     params = [init_params(np.random.default_rng(seed), sizes) for seed in seeds]
     params = jax.tree.map(lambda *x: np.stack(x), *params)
 
@@ -246,7 +246,7 @@ def joint_step(args, agent, _):
     key, explore_key, sample_key = keys[:3]
     reset_keys, step_keys = keys[3:].reshape(2, N)
 
-    # Reset where an episode has ended. `if` would need its value, which is unknown while compiling.
+    # Reset where an episode has ended. Not with `if`: while compiling, its value is unknown.
     def restart(key, ended, state):
         return jax.lax.cond(ended, lambda: reset(key), lambda: state)
 
@@ -262,11 +262,11 @@ def joint_step(args, agent, _):
 
     # Step.
     state, reward, terminated, truncated = jax.vmap(step)(step_keys, state, action)
-    reward = reward.reshape(N)
+    reward = reward.reshape(N)  # from (N,) or (N, 1)
     ended = terminated | truncated
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
 
-    # Store. Running out of time ends the episode, but not the value of next_obs.
+    # Store. If truncated, next_obs still has a value; if terminated, it has not.
     new = Transition(obs, action, reward, args.gamma * ~terminated, state.obs, ended)
     buffer = add(agent.buffer, agent.env_steps, new)
     env_steps = agent.env_steps + N
@@ -280,8 +280,7 @@ def joint_step(args, agent, _):
 def train(args):
     """Returns params (first axis K), episodes (environment step, return, seed) and counts.
 
-    Prints a line about once a second; Ctrl-C ends it early. Raises ValueError on bad settings,
-    FloatingPointError if the loss is not finite.
+    Ctrl-C ends it early. Raises ValueError on bad settings, FloatingPointError on a bad loss.
     """
     check(args)
     started = time.time()
@@ -290,7 +289,7 @@ def train(args):
     chunks = max(1, joint_steps // 500)
 
     # `scan` is `for _ in range(length): agent, output = joint_step(args, agent, None)`, compiled.
-    # It stacks the outputs along a new axis T. Donated agents lend their memory to the new ones.
+    # It stacks the outputs: ended (K, T, N). Donated agents lend their memory to the new ones.
     def run_chunk(agent):
         return jax.lax.scan(partial(joint_step, args), agent, length=joint_steps // chunks)
 
@@ -300,6 +299,7 @@ def train(args):
     try:
         for chunk in range(chunks):
             agents, outputs = run_chunks(agents)
+            # Params too, as Ctrl-C may come when the agents are donated.
             history.append(jax.device_get((agents.learner.params, *outputs)))
             if time.time() - printed > 1 or chunk == chunks - 1:
                 printed = time.time()
@@ -324,7 +324,7 @@ def report(args, history, seconds):
     """Print the progress."""
     _, ended, returns, losses = history[-1]
     if not np.isfinite(losses).all():
-        raise FloatingPointError("the loss is not finite; try a smaller learning_rate")
+        raise FloatingPointError("the loss is not finite")
     steps = len(history) * ended.shape[1] * args.num_envs
     recent = returns[ended].mean() if ended.any() else np.nan
     left = seconds * (args.total_timesteps / steps - 1)
@@ -349,7 +349,7 @@ def evaluate(args, params):
         (_, total, _), _ = jax.lax.scan(one_step, start, keys)
         return total
 
-    # Training takes the seeds below 2^31.
+    # Training uses seeds below 2^31.
     seeds = 2**31 + 2 * np.arange(args.eval_episodes, dtype=np.uint32)
     play_all = jax.vmap(jax.vmap(play, (None, 0)), (0, None))
     return np.asarray(jax.jit(play_all)(params, seeds), float)
@@ -359,12 +359,12 @@ def summarize(args, returns):
     """Print the result, and return statistics of each agent."""
     solved = returns.mean(axis=1) >= SOLVED_RETURN
     print(f"{returns.size} greedy episodes: mean {returns.mean():.1f}", end=", ")
-    print(f"standard deviation {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
+    print(f"std {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
     print(f"{solved.sum()} of {len(solved)} solved (threshold {SOLVED_RETURN:g})")
     agents = []
     for k, x in enumerate(returns):
-        agent = {f"eval_return_{name}": getattr(x, name)() for name in ("mean", "std", "min")}
-        agent |= {"eval_episodes": len(x), "solved": bool(solved[k])}
+        agent = {"eval_return_mean": x.mean(), "eval_return_std": x.std()}
+        agent |= {"eval_return_min": x.min(), "eval_episodes": len(x), "solved": bool(solved[k])}
         agents.append(agent | {"seed": None if args.load_model else args.seed + k})
     return agents
 
@@ -381,37 +381,38 @@ def check(args):
         value = getattr(args, name)
         if not np.array_equal(np.clip(value, least, most), value):
             raise ValueError(f"{name} must be between {least} and {most}")
-    if args.output_dir and not importlib.util.find_spec("matplotlib"):
-        raise ValueError("output_dir needs matplotlib")
 
 
 def load_model(path):
-    """The params of a kept model.npz. Raises an exception if they don't fit. To play with agent 0:
+    """The params of a saved model.npz. To play with agent 0:
 
     params = {name: array[0] for name, array in load_model(path).items()}
     action = int(q_values(params, obs[None]).argmax())
     """
     params = dict(np.load(path, allow_pickle=False))
     if params.pop("script") != SCRIPT:
-        raise ValueError("it is of another script")
-    jax.vmap(q_values, (0, None))(params, np.zeros((1, OBS_SIZE)))  # fails if the shapes don't fit
+        raise ValueError("another script saved it")
+    if jax.vmap(q_values, (0, None))(params, np.zeros((1, OBS_SIZE))).shape[1:] != (1, ACTIONS):
+        raise ValueError("wrong shapes")
     return params
 
 
 def keep(args, params, episodes):
-    """Write the model, the returns and their curve."""
+    """Save the model, the returns, and a plot of them."""
     from matplotlib.figure import Figure  # slow to import
 
     np.savez(f"{args.output_dir}/model.npz", script=SCRIPT, **params)
     columns = "env_step,episode_return,seed"
-    np.savetxt(f"{args.output_dir}/returns.csv", episodes, "%.9g", ",", header=columns, comments="")
+    np.savetxt(
+        f"{args.output_dir}/returns.csv", episodes, "%.10g", ",", header=columns, comments=""
+    )
     axes = Figure().add_subplot(xlabel="environment steps", ylabel="episode return")
     axes.plot(*episodes[:, :2].T, ".", markersize=1)
     axes.figure.savefig(f"{args.output_dir}/curve.png", dpi=150)
 
 
 def main(args):
-    """Run the script. Returns 0, 1 if training failed, 2 on bad input or 130 after Ctrl-C."""
+    """Run the script. Returns the exit status: 0, 2 on bad input, or 130 after Ctrl-C."""
     flag = "settings"
     try:
         check(args)
@@ -421,6 +422,7 @@ def main(args):
             params = load_model(args.load_model)
         flag = "output_dir"
         if args.output_dir:
+            importlib.import_module("matplotlib")  # or fail early
             Path(args.output_dir).mkdir(parents=True)
     except Exception as error:
         print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)

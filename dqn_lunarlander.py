@@ -8,17 +8,17 @@
 What it teaches: the environment is ordinary Python, not JAX. So the agent acts in NumPy, while JAX
 updates the network in the background (asynchronous dispatch), a group of updates in a call.
 
-Q(s, a) is the expected discounted sum of rewards after action a in state s, if all later actions
-are the best ones. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
+Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
+is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
 it as a network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a
-replay buffer, as consecutive steps are too much alike. A target network, whose weights w- follow w
-slowly, keeps the targets from moving with each update. An update lowers the mean of
+replay buffer, because consecutive steps are too similar. A target network, whose weights w- follow
+w slowly, keeps the targets steady. Each update takes a gradient step to reduce the mean of
 
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
     python dqn_lunarlander.py --env-id Acrobot-v1            train an agent elsewhere
     python dqn_lunarlander.py --output-dir runs/1 --eval-frequency 25000 --capture-video
-    python dqn_lunarlander.py --load-model runs/1/model.npz  evaluate a kept agent
+    python dqn_lunarlander.py --load-model runs/1/model.npz  evaluate a saved agent
 
 Measured by tests/benchmark.py: 10 of 10 new seeds solved, mean 281, worst 269, after 31 s each.
 
@@ -27,14 +27,14 @@ Differences from Mnih et al.:
 - w chooses the action that w- values (Double DQN, van Hasselt et al. 2016).
 - The target network moves a little at every update (--tau).
 - The agent acts with weights one group of updates old (--gradient-steps).
-- Adam replaces RMSProp, and its learning rate falls to 0 (--learning-rate).
+- Adam replaces RMSProp; its learning rate falls to 0 (--learning-rate); errors are not clipped.
 - Hidden layers are normalized (Ba et al. 2016); rewards are scaled, not clipped (--reward-scale).
 
 Letters in shapes: B batch, G updates in a group, O observation, A actions.
 """
 
 import contextlib
-import importlib.util
+import importlib
 import json
 import sys
 import time
@@ -57,7 +57,7 @@ from jax import Array
 class Args:
     """DQN on a Gymnasium environment with Discrete actions."""
 
-    seed: int = 1  # same seed, machine and versions: the same bits
+    seed: int = 1  # same seed, machine, and versions: identical results
     env_id: str = "LunarLander-v3"  # or another id, or my_module:MyEnv-v0
     total_timesteps: int = 200_000  # environment steps
     train_frequency: int = 16  # environment steps between groups of updates
@@ -67,37 +67,24 @@ class Args:
     hidden_sizes: tuple[int, ...] = (128, 128)  # units in each hidden layer
     learning_rate: float = 3e-3  # of Adam at the start; it falls to 0
     gamma: float = 0.995  # discount per step
-    n_step: int = 3  # rewards in a target; plain DQN: 1
-    tau: float = 0.005  # how far an update moves w- toward w; 1 copies w
+    n_step: int = 3  # rewards summed in a target; 1 is plain DQN
+    tau: float = 0.005  # how far each update moves w- toward w; 1 copies w
     reward_scale: float = 0.03  # factor of rewards in targets; Q should be near 1
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
-    exploration_fraction: float = 0.2  # fraction of the run in which epsilon falls from 1
+    exploration_fraction: float = 0.2  # part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
     eval_frequency: int = 0  # environment steps between snapshots, if not 0
     capture_video: bool = False  # film the snapshots and the agent, as GIFs
-    output_dir: str | None = None  # a new folder for the results
+    output_dir: str | None = None  # new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
-SCRIPT = "dqn_lunarlander.py"  # kept models hold this name
+SCRIPT = "dqn_lunarlander.py"  # saved models hold this name
 
 
 # ---------- Environment
-def make_env(args):
-    """The environment env_id, with pictures if capture_video."""
-    options = {"render_mode": "rgb_array"} if args.capture_video else {}
-    env = gymnasium.make(args.env_id, **options)
-    if options:
-        env.reset()
-        env.render()[::2, ::2]  # fails if that is no picture
-    return env
-
-
 def prepare(env):
-    """Make observations vectors and rewards numbers, which info["episode"] sums up at the end.
-
-    Discrete observations become one-hot; the parts of a Dict or a Tuple are joined.
-    """
+    """Turn observations into vectors (Discrete: one-hot; Dict: joined) and rewards into numbers."""
     flat = env.observation_space.is_np_flattenable and "Text" not in str(env.observation_space)
     if not flat or not isinstance(env.action_space, gymnasium.spaces.Discrete):
         spaces = f"{env.observation_space} and {env.action_space}"
@@ -126,37 +113,38 @@ def init_params(rng, sizes):
 
 
 def q_values(params, obs):
-    """Q(s, a) of every action: obs (B, O) -> (B, A). NumPy's arrays stay NumPy's, for speed."""
-    x = obs.astype(np.float32).T  # columns: with rows, x @ w + b, updates take 1.4 times as long
+    """Q(s, a) of every action: obs (B, O) -> (B, A). In NumPy to act, in JAX to learn."""
+    x = obs.astype(np.float32).T  # (O, B): with rows, x @ w + b, updates take 1.4 times as long
     last = len(params) // 2 - 1
     for i in range(last):
         x = normalize(params[f"w{i}"] @ x + params[f"b{i}"])
-        x = x * (x > 0)
+        x = x * (x > 0)  # ReLU
     return (params[f"w{last}"] @ x + params[f"b{last}"]).T
 
 
 def normalize(x):
     """Columns with mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3)."""
-    x = x - x.sum(axis=0, keepdims=True) / len(x)  # NumPy's mean takes twice as long
+    x = x - x.sum(axis=0, keepdims=True) / len(x)  # NumPy's mean is slower
     return x / ((x * x).sum(axis=0, keepdims=True) / len(x) + 1e-5) ** 0.5
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # in the buffer, each array has a first axis buffer_size
+class Transition(NamedTuple):  # one, or arrays with a first axis: buffer_size, or G and B
     obs: Array
     action: Array
-    reward: Array
-    discount: Array  # of the value of next_obs: gamma, 0 if terminated
-    next_obs: Array  # from before the reset
+    reward: Array  # the discounted sum of k <= n scaled rewards
+    discount: Array  # of the value of next_obs: gamma^k, or 0 if terminated
+    next_obs: Array  # k steps after obs, before any reset
 
 
 def extend(queue, new, ended, n_step):
-    """Add a step to the transitions in the queue. Returns those that are complete, and the others.
+    """Extend the transitions in the queue by a step. Returns the complete ones, and the others.
 
-    With n_step=3, gamma=0.5, rewards 1, 2, 4 and the end, its (reward, discount) become
+    With n_step=3, gamma=0.5, and rewards 1, 2, 4, their (reward, discount) are after each step:
         (1, 0.5)
-        (1 + 0.5 * 2, 0.25)          (2, 0.5)
-        (1 + 0.5 * 2 + 0.25 * 4, 0)  (2 + 0.5 * 4, 0)  (4, 0)
+        (1 + 0.5 * 2, 0.25)              (2, 0.5)
+        (1 + 0.5 * 2 + 0.25 * 4, 0.125)  (2 + 0.5 * 4, 0.25)  (4, 0.5)
+    Now the first is complete; all are if the episode has ended (discount 0 if terminated).
     """
     longer = []
     for old in queue:
@@ -169,7 +157,7 @@ def extend(queue, new, ended, n_step):
 
 
 def add(buffer, added, new):
-    """Write a new transition over the oldest of a buffer that was given `added` before."""
+    """Write a new transition over the oldest of a buffer that took `added` before."""
     for field, value in zip(buffer, new, strict=True):
         field[added % len(field)] = value
 
@@ -189,7 +177,7 @@ class Learner(NamedTuple):
 
 
 def make_optimizer(args):
-    """Adam, whose learning rate falls linearly."""
+    """Adam with a learning rate that falls linearly to 0."""
     updates = args.total_timesteps * args.gradient_steps / args.train_frequency
     return optax.adam(optax.linear_schedule(args.learning_rate, 0, updates))
 
@@ -197,18 +185,19 @@ def make_optimizer(args):
 def update(args, learner, batch):
     """One gradient step on the mean squared error. Returns the next Learner and the loss."""
     # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n Q(s_n, a*; w-), where
-    # a* = argmax_a Q(s_n, a; w): Double DQN, since a maximum of noisy values is too high.
+    # a* = argmax_a Q(s_n, a; w): Double DQN, as the maximum of noisy values is too high.
     best = jnp.argmax(q_values(learner.params, batch.next_obs), axis=1)
-    next_q = select(q_values(learner.target_params, batch.next_obs), best)
+    rows = jnp.arange(args.batch_size)
+    next_q = q_values(learner.target_params, batch.next_obs)[rows, best]
     target = batch.reward + batch.discount * next_q
 
-    # JAX differentiates with respect to loss_fn's argument; target is a constant in it.
+    # JAX differentiates with respect to loss_fn's argument; target is a constant inside it.
     def loss_fn(params):
-        q = select(q_values(params, batch.obs), batch.action)  # Q(s, a; w)
+        q = q_values(params, batch.obs)[rows, batch.action]  # Q(s, a; w)
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two functions. Making it here is free: it happens while JAX compiles.
+    # An optax optimizer is two functions, init and update. Python makes it once, while compiling.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
@@ -216,14 +205,15 @@ def update(args, learner, batch):
     return Learner(params, target_params, opt_state), loss
 
 
-def select(q, action):
-    """The values of action (B,) among q (B, A)."""
-    return jnp.sum(q * jax.nn.one_hot(action, q.shape[1]), axis=1)
+def learn(args, learner, batches):
+    """A group of updates. Returns the Learner and the losses (G,)."""
+    # `scan` is `for batch in batches: learner, loss = update(args, learner, batch)`, compiled.
+    return jax.lax.scan(partial(update, args), learner, batches)
 
 
 # ---------- Training
 def run_steps(args, env, rng, learner, learn, buffer):
-    """Step by step through the run. Yields the Learner, the last losses and info each time."""
+    """After each step of the run, yields the Learner, the latest losses, and info."""
     falling = args.exploration_fraction * args.total_timesteps
     params = learner.params
     losses = np.zeros(1)
@@ -240,7 +230,7 @@ def run_steps(args, env, rng, learner, learn, buffer):
         # Step.
         next_obs, reward, terminated, truncated, info = env.step(env.action_space.start + action)
 
-        # Store. Running out of time ends the episode, but not the value of next_obs.
+        # Store. If truncated, next_obs still has a value; if terminated, it has not.
         discount = 0.0 if terminated else args.gamma
         new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
         complete, queue = extend(queue, new, terminated or truncated, args.n_step)
@@ -253,7 +243,8 @@ def run_steps(args, env, rng, learner, learn, buffer):
 
         # Learn.
         if added and env_steps % args.train_frequency == 0:
-            # Take the previous call's weights, waiting only for that call.
+            # np.asarray waits for the previous call. This call returns at once, and JAX works on it
+            # in the background, while the agent acts with these weights.
             params = jax.tree.map(np.asarray, learner.params)
             learner, losses = learn(learner, sample(args, rng, buffer, added))
         yield learner, losses, info
@@ -262,8 +253,8 @@ def run_steps(args, env, rng, learner, learn, buffer):
 def train(args, env):
     """Returns params, episodes (environment step, return) and counts.
 
-    Prints a line about once a second; Ctrl-C ends it early. Raises ValueError on bad settings and
-    environments, FloatingPointError if a number is not finite.
+    Ctrl-C ends it early. Raises ValueError on bad settings or environments, FloatingPointError on
+    numbers that are not finite.
     """
     check(args)
     started = time.time()
@@ -275,11 +266,10 @@ def train(args, env):
     obs = np.zeros((args.buffer_size, *obs_shape), np.float32)
     zeros = np.zeros(args.buffer_size, np.float32)
     buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
-    # Compiled: for batch in batches: learner, loss = update(args, learner, batch). Losses stack up.
-    learn = jax.jit(partial(jax.lax.scan, partial(update, args)))
-    learn = learn.lower(learner, sample(args, rng, buffer, 1)).compile()
+    learn_group = jax.jit(partial(learn, args))
+    learn_group = learn_group.lower(learner, sample(args, rng, buffer, 1)).compile()
     compiled = printed = time.time()
-    run = run_steps(args, env, rng, learner, learn, buffer)
+    run = run_steps(args, env, rng, learner, learn_group, buffer)
     episodes = []
     env_steps = 0
     with contextlib.suppress(KeyboardInterrupt):
@@ -322,14 +312,14 @@ def play(params, env, seed, frames=None):
             frames.append(env.render()[::2, ::2].copy())
         if terminated or truncated:
             return info["episode"]["r"]
-    raise TimeoutError("an episode took over 100,000 steps; gymnasium.wrappers.TimeLimit ends it")
+    raise TimeoutError("an episode exceeded 100,000 steps; use gymnasium.wrappers.TimeLimit")
 
 
 def evaluate(args, params, env):
-    """The returns (1, eval_episodes) of greedy episodes, with seeds that no training uses."""
+    """The returns (eval_episodes,) of greedy episodes; training uses other seeds."""
     env = prepare(env)
-    first = 2**30 + args.eval_episodes * args.seed
-    return np.array([[play(params, env, first + k) for k in range(args.eval_episodes)]])
+    first = 2**30 + args.seed * args.eval_episodes
+    return np.array([play(params, env, first + k) for k in range(args.eval_episodes)])
 
 
 def summarize(args, env, returns):
@@ -337,11 +327,11 @@ def summarize(args, env, returns):
     threshold = env.spec.reward_threshold
     solved = None if threshold is None else bool(returns.mean() >= threshold)
     print(f"{returns.size} greedy episodes: mean {returns.mean():.1f}", end=", ")
-    print(f"standard deviation {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
+    print(f"std {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
     print(f"solved: {solved} (threshold {threshold})")
-    agent = {f"eval_return_{name}": getattr(returns, name)() for name in ("mean", "std", "min")}
-    agent |= {"eval_episodes": returns.size, "solved": solved}
-    return [agent | {"seed": None if args.load_model else args.seed}]
+    agent = {"eval_return_mean": returns.mean(), "eval_return_std": returns.std()}
+    agent |= {"eval_return_min": returns.min(), "eval_episodes": returns.size, "solved": solved}
+    return agent | {"seed": None if args.load_model else args.seed}
 
 
 def film(args, env, params):
@@ -354,8 +344,7 @@ def film(args, env, params):
         if frames:
             import imageio.v3  # slow to import
 
-            ms = 2000 / env.metadata.get("render_fps", 50)
-            imageio.v3.imwrite(path.with_suffix(".gif"), frames, duration=ms, loop=0)
+            imageio.v3.imwrite(path.with_suffix(".gif"), frames, duration=40, loop=0)
 
 
 # ---------- Command line
@@ -371,25 +360,22 @@ def check(args):
         value = getattr(args, name)
         if not np.array_equal(np.clip(value, least, most), value):
             raise ValueError(f"{name} must be between {least} and {most}")
-    for flag, package in {"output_dir": "matplotlib", "capture_video": "imageio"}.items():
-        if getattr(args, flag) and not importlib.util.find_spec(package):
-            raise ValueError(f"{flag} needs {package}")
     if (args.eval_frequency or args.capture_video) and not args.output_dir:
         raise ValueError("eval_frequency and capture_video need output_dir")
 
 
 def load_model(path, env=None):
-    """The params of a kept model.npz, which must fit a prepared env."""
+    """The params of a saved model.npz, which must fit env, if given."""
     params = dict(np.load(path, allow_pickle=False))
     if params.pop("script") != SCRIPT:
-        raise ValueError("it is of another script")
+        raise ValueError("another script saved it")
     if env and q_values(params, env.reset()[0][None]).size != env.action_space.n:
         raise ValueError("it has another number of actions")
     return params
 
 
 def keep(args, params, episodes):
-    """Write the model, the returns and their curve."""
+    """Save the model, the returns, and a plot of them."""
     from matplotlib.figure import Figure  # slow to import
 
     np.savez(f"{args.output_dir}/model.npz", script=SCRIPT, **params)
@@ -401,18 +387,24 @@ def keep(args, params, episodes):
 
 
 def main(args):
-    """Run the script. Returns 0, 1 if training failed, 2 on bad input or 130 after Ctrl-C."""
+    """Run the script. Returns the exit status: 0, 2 on bad input, or 130 after Ctrl-C."""
     flag = "settings"
     try:
         check(args)
         flag = "env_id"
-        env = make_env(args)
-        prepare(env)
+        options = {"render_mode": "rgb_array"} if args.capture_video else {}
+        env = gymnasium.make(args.env_id, **options)
+        prepare(env)  # or fail early
+        flag = "capture_video"
+        if args.capture_video:
+            importlib.import_module("imageio")
+            env.render()[::2, ::2]
         flag = "load_model"
         if args.load_model:
             params = load_model(args.load_model, prepare(env))
         flag = "output_dir"
         if args.output_dir:
+            importlib.import_module("matplotlib")  # or fail early
             Path(args.output_dir).mkdir(parents=True)
     except Exception as error:
         print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -427,7 +419,7 @@ def main(args):
                 keep(args, params, episodes)
         if args.eval_frequency or args.capture_video:
             film(args, env, params)
-        summary["seeds"] = summarize(args, env, evaluate(args, params, env))
+        summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]
     except (FloatingPointError, TimeoutError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

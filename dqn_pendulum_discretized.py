@@ -6,24 +6,23 @@
 """DQN on InvertedPendulum-v5, or on any Gymnasium environment with one bounded, continuous action.
 
 What it teaches: a maximum of Q is easy over a list of actions and hard over an interval. So the
-agent chooses among torques, evenly spaced over the interval. Its network takes one of two inputs:
-- the state, and has an output for each torque (--q-input state);
-- the state and a torque, and has one output (--q-input state-action). As neighboring torques share
-  what is learned, there can be thousands. In training, a maximum over 32 random ones, which serve
-  the whole batch, replaces that over all; targets are a little lower for it (Fourati et al. 2024,
-  https://arxiv.org/abs/2405.10310).
+agent chooses from a list of evenly spaced actions, here called torques. Its network is one of two:
+- It takes the state, and has an output for each torque (--q-input state).
+- It takes the state and a torque, and has one output (--q-input state-action). Because neighboring
+  torques share what is learned, the list can hold thousands. In training, the maximum is over 32
+  random torques, the same for a whole batch, which makes targets a little lower (after Fourati et
+  al. 2024, https://arxiv.org/abs/2405.10310).
 
-Q(s, a) is the expected discounted sum of rewards after action a in state s, if all later actions
-are the best ones. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
+Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
+is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
 it as a network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a
-replay buffer, as consecutive steps are too much alike. A target network, whose weights w- follow w
-slowly, keeps the targets from moving with each update. An update lowers the mean of
+replay buffer, because consecutive steps are too similar. A target network, whose weights w- follow
+w slowly, keeps the targets steady. Each update takes a gradient step to reduce the mean of
 
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
     python dqn_pendulum_discretized.py --q-input state-action --num-bins 1000
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
-    python dqn_pendulum_discretized.py --env-id Pendulum-v1 --load-model runs/1/model.npz
 
 Measured by tests/benchmark.py: InvertedPendulum-v5 solved by 10 of 10, with 1000 torques too;
 Pendulum-v1 mean -146, where five torques allow -136.
@@ -31,14 +30,14 @@ Pendulum-v1 mean -146, where five torques allow -136.
 Differences from Mnih et al.:
 - The target network moves a little at every update (--tau).
 - The agent acts with weights one group of updates old (--gradient-steps).
-- Adam replaces RMSProp, and its learning rate falls to 0 (--learning-rate).
+- Adam replaces RMSProp; its learning rate falls to 0 (--learning-rate); errors are not clipped.
 - Hidden layers are normalized (Ba et al. 2016); rewards are scaled, not clipped (--reward-scale).
 
 Letters in shapes: B batch, G updates in a group, O observation, A torques.
 """
 
 import contextlib
-import importlib.util
+import importlib
 import json
 import sys
 import time
@@ -62,11 +61,11 @@ from jax import Array
 class Args:
     """DQN on a Gymnasium environment with one continuous action."""
 
-    seed: int = 1  # same seed, machine and versions: the same bits
+    seed: int = 1  # same seed, machine, and versions: identical results
     env_id: str = "InvertedPendulum-v5"  # or another id, or my_module:MyEnv-v0
     num_bins: int = 5  # torques, from the lowest to the highest
-    q_input: Literal["state", "state-action"] = "state"  # of the network
-    max_samples: int = 32  # random torques for a maximum in training, if q_input is state-action
+    q_input: Literal["state", "state-action"] = "state"  # what the network takes
+    max_samples: int = 32  # torques for a maximum in training, if q_input is state-action
     total_timesteps: int = 30_000  # environment steps
     train_frequency: int = 16  # environment steps between groups of updates
     gradient_steps: int = 8  # updates in a group
@@ -75,24 +74,21 @@ class Args:
     hidden_sizes: tuple[int, ...] = (64, 64)  # units in each hidden layer
     learning_rate: float = 3e-3  # of Adam at the start; it falls to 0
     gamma: float = 0.99  # discount per step
-    tau: float = 0.0064  # how far an update moves w- toward w; 1 copies w
+    tau: float = 0.0064  # how far each update moves w- toward w; 1 copies w
     reward_scale: float = 0.03  # factor of rewards in targets; Q should be near 1
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
-    exploration_fraction: float = 0.2  # fraction of the run in which epsilon falls from 1
+    exploration_fraction: float = 0.2  # part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
-    output_dir: str | None = None  # a new folder for the results
+    output_dir: str | None = None  # new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
-SCRIPT = "dqn_pendulum_discretized.py"  # kept models hold this name
+SCRIPT = "dqn_pendulum_discretized.py"  # saved models hold this name
 
 
 # ---------- Environment
 def prepare(env):
-    """Make observations vectors and rewards numbers, which info["episode"] sums up at the end.
-
-    Discrete observations become one-hot; the parts of a Dict or a Tuple are joined.
-    """
+    """Turn observations into vectors (Discrete: one-hot; Dict: joined) and rewards into numbers."""
     space = env.action_space
     flat = env.observation_space.is_np_flattenable and "Text" not in str(env.observation_space)
     if not (flat and isinstance(space, Box) and space.shape == (1,) and space.is_bounded()):
@@ -111,7 +107,7 @@ def prepare(env):
 
 
 def make_torques(args, env):
-    """The torques (A,), evenly spaced over the range of env's action, both ends included."""
+    """The torques (A,), evenly spaced over the range of actions."""
     space = env.action_space
     return np.linspace(space.low[0], space.high[0], args.num_bins, dtype=np.float32)
 
@@ -127,51 +123,56 @@ def init_params(rng, sizes):
     return params
 
 
-def q_of_state(params, obs, torques=None):
-    """Q(s, a) of all torques: obs (B, O) -> (B, A). NumPy's arrays stay NumPy's, for speed."""
-    x = obs.astype(np.float32).T  # columns: with rows, x @ w + b, updates take 1.4 times as long
+def perceptron(params, x):
+    """The layers: x (B, in) -> (B, out). In NumPy to act, in JAX to learn."""
+    x = x.astype(np.float32).T  # (in, B): with rows, x @ w + b, updates take 1.4 times as long
     last = len(params) // 2 - 1
     for i in range(last):
         x = normalize(params[f"w{i}"] @ x + params[f"b{i}"])
-        x = x * (x > 0)
+        x = x * (x > 0)  # ReLU
     return (params[f"w{last}"] @ x + params[f"b{last}"]).T
 
 
 def normalize(x):
     """Columns with mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3)."""
-    x = x - x.sum(axis=0, keepdims=True) / len(x)  # NumPy's mean takes twice as long
+    x = x - x.sum(axis=0, keepdims=True) / len(x)  # NumPy's mean is slower
     return x / ((x * x).sum(axis=0, keepdims=True) / len(x) + 1e-5) ** 0.5
+
+
+def q_of_state(params, obs, torques):
+    """Q(s, a) of all torques, whichever are given: obs (B, O) -> (B, A)."""
+    return perceptron(params, obs)
 
 
 def q_of_state_action(params, obs, torques):
     """Q(s, a) of the given torques, (A,) or (B, A): obs (B, O) -> (B, A)."""
-    numpy = np if isinstance(obs, np.ndarray) else jnp
-    torques = numpy.broadcast_to(torques, (len(obs), torques.shape[-1]))
+    xp = np if isinstance(obs, np.ndarray) else jnp
+    torques = xp.broadcast_to(torques, (len(obs), torques.shape[-1]))
     states = obs.repeat(torques.shape[1], axis=0)
-    rows = numpy.concatenate([states, torques.reshape(-1, 1)], axis=1)  # (B * A, O + 1)
-    return q_of_state(params, rows).reshape(torques.shape)
+    rows = xp.concatenate([states, torques.reshape(-1, 1)], axis=1)  # (B * A, O + 1)
+    return perceptron(params, rows).reshape(torques.shape)
 
 
 Q_VALUES = {"state": q_of_state, "state-action": q_of_state_action}
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # in the buffer, each array has a first axis buffer_size
+class Transition(NamedTuple):  # one, or arrays with a first axis: buffer_size, or G and B
     obs: Array
-    action: Array  # its index among the torques
-    reward: Array
+    action: Array  # the index of its torque
+    reward: Array  # scaled
     discount: Array  # of the value of next_obs: gamma, 0 if terminated
-    next_obs: Array  # from before the reset
+    next_obs: Array  # before a reset
 
 
 def add(buffer, added, new):
-    """Write a new transition over the oldest of a buffer that was given `added` before."""
+    """Write a new transition over the oldest of a buffer that took `added` before."""
     for field, value in zip(buffer, new, strict=True):
         field[added % len(field)] = value
 
 
 def sample(args, rng, buffer, added, torques):
-    """Draw the batches of a group, uniformly with replacement, (G, B, ...), and torques (G, A)."""
+    """Draw the batches of a group, (G, B, ...), and torques for their maxima, (G, max_samples)."""
     filled = min(added, args.buffer_size)
     rows = rng.integers(filled, size=(args.gradient_steps, args.batch_size))
     drawn = rng.choice(torques, (args.gradient_steps, args.max_samples))
@@ -186,30 +187,29 @@ class Learner(NamedTuple):
 
 
 def make_optimizer(args):
-    """Adam, whose learning rate falls linearly."""
+    """Adam with a learning rate that falls linearly to 0."""
     updates = args.total_timesteps * args.gradient_steps / args.train_frequency
     return optax.adam(optax.linear_schedule(args.learning_rate, 0, updates))
 
 
 def update(args, torques, learner, inputs):
     """One gradient step on the mean squared error. Returns the next Learner and the loss."""
-    batch, drawn = inputs
+    batch, drawn = inputs  # drawn: (max_samples,) torques
     q_values = Q_VALUES[args.q_input]
     # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal
     next_q = jnp.max(q_values(learner.target_params, batch.next_obs, drawn), axis=1)
     target = batch.reward + batch.discount * next_q
 
-    # JAX differentiates with respect to loss_fn's argument; target is a constant in it.
+    # JAX differentiates with respect to loss_fn's argument; target is a constant inside it.
     def loss_fn(params):
-        if args.q_input == "state":  # known when JAX compiles, so `if` works
-            chosen = jax.nn.one_hot(batch.action, args.num_bins)
-            q = jnp.sum(q_values(params, batch.obs, torques) * chosen, axis=1)  # Q(s, a; w)
+        if args.q_input == "state":  # a Python value, so `if` works
+            q = q_of_state(params, batch.obs, torques)[jnp.arange(args.batch_size), batch.action]
         else:
-            q = q_values(params, batch.obs, torques[batch.action][:, None])[:, 0]
+            q = q_of_state_action(params, batch.obs, torques[batch.action, None])[:, 0]
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two functions. Making it here is free: it happens while JAX compiles.
+    # An optax optimizer is two functions, init and update. Python makes it once, while compiling.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
@@ -217,9 +217,15 @@ def update(args, torques, learner, inputs):
     return Learner(params, target_params, opt_state), loss
 
 
+def learn(args, torques, learner, inputs):
+    """A group of updates. Returns the Learner and the losses (G,)."""
+    # `scan` is `for x in inputs: learner, loss = update(args, torques, learner, x)`, compiled.
+    return jax.lax.scan(partial(update, args, torques), learner, inputs)
+
+
 # ---------- Training
 def run_steps(args, env, rng, learner, learn, buffer):
-    """Step by step through the run. Yields the Learner, the last losses and info each time."""
+    """After each step of the run, yields the Learner, the latest losses, and info."""
     torques = make_torques(args, env)
     falling = args.exploration_fraction * args.total_timesteps
     params = learner.params
@@ -228,17 +234,17 @@ def run_steps(args, env, rng, learner, learn, buffer):
     for env_steps in range(1, args.total_timesteps + 1):
         # Act: epsilon-greedy.
         if rng.random() < np.interp(env_steps, (0, falling), (1, args.end_e)):
-            action = int(rng.integers(args.num_bins))
+            action = rng.integers(args.num_bins)
         elif args.q_input == "state":
-            action = int(q_of_state(params, obs[None], torques).argmax())
+            action = q_of_state(params, obs[None], torques).argmax()
         else:
-            drawn = rng.integers(args.num_bins, size=args.max_samples)
-            action = drawn[q_of_state_action(params, obs[None], torques[drawn]).argmax()]
+            some = rng.integers(args.num_bins, size=args.max_samples)
+            action = some[q_of_state_action(params, obs[None], torques[some]).argmax()]
 
         # Step.
         next_obs, reward, terminated, truncated, info = env.step(torques[action, None])
 
-        # Store. Running out of time ends the episode, but not the value of next_obs.
+        # Store. If truncated, next_obs still has a value; if terminated, it has not.
         discount = 0.0 if terminated else args.gamma
         new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
         add(buffer, env_steps - 1, new)
@@ -248,7 +254,8 @@ def run_steps(args, env, rng, learner, learn, buffer):
 
         # Learn.
         if env_steps % args.train_frequency == 0:
-            # Take the previous call's weights, waiting only for that call.
+            # np.asarray waits for the previous call. This call returns at once, and JAX works on it
+            # in the background, while the agent acts with these weights.
             params = jax.tree.map(np.asarray, learner.params)
             learner, losses = learn(learner, sample(args, rng, buffer, env_steps, torques))
         yield learner, losses, info
@@ -257,8 +264,8 @@ def run_steps(args, env, rng, learner, learn, buffer):
 def train(args, env):
     """Returns params, episodes (environment step, return) and counts.
 
-    Prints a line about once a second; Ctrl-C ends it early. Raises ValueError on bad settings and
-    environments, FloatingPointError if a number is not finite.
+    Ctrl-C ends it early. Raises ValueError on bad settings or environments, FloatingPointError on
+    numbers that are not finite.
     """
     check(args)
     started = time.time()
@@ -274,11 +281,10 @@ def train(args, env):
     obs = np.zeros((args.buffer_size, obs_size), np.float32)
     zeros = np.zeros(args.buffer_size, np.float32)
     buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
-    # Compiled: for x in inputs: learner, loss = update(args, torques, learner, x). Losses stack up.
-    learn = jax.jit(partial(jax.lax.scan, partial(update, args, jnp.asarray(torques))))
-    learn = learn.lower(learner, sample(args, rng, buffer, 1, torques)).compile()
+    learn_group = jax.jit(partial(learn, args, jnp.asarray(torques)))
+    learn_group = learn_group.lower(learner, sample(args, rng, buffer, 1, torques)).compile()
     compiled = printed = time.time()
-    run = run_steps(args, env, rng, learner, learn, buffer)
+    run = run_steps(args, env, rng, learner, learn_group, buffer)
     episodes = []
     env_steps = 0
     with contextlib.suppress(KeyboardInterrupt):
@@ -318,14 +324,14 @@ def play(args, params, env, seed):
         obs, _, terminated, truncated, info = env.step(torques[action, None])
         if terminated or truncated:
             return info["episode"]["r"]
-    raise TimeoutError("an episode took over 100,000 steps; gymnasium.wrappers.TimeLimit ends it")
+    raise TimeoutError("an episode exceeded 100,000 steps; use gymnasium.wrappers.TimeLimit")
 
 
 def evaluate(args, params, env):
-    """The returns (1, eval_episodes) of greedy episodes, with seeds that no training uses."""
+    """The returns (eval_episodes,) of greedy episodes; training uses other seeds."""
     env = prepare(env)
-    first = 2**30 + args.eval_episodes * args.seed
-    return np.array([[play(args, params, env, first + k) for k in range(args.eval_episodes)]])
+    first = 2**30 + args.seed * args.eval_episodes
+    return np.array([play(args, params, env, first + k) for k in range(args.eval_episodes)])
 
 
 def summarize(args, env, returns):
@@ -333,11 +339,11 @@ def summarize(args, env, returns):
     threshold = env.spec.reward_threshold
     solved = None if threshold is None else bool(returns.mean() >= threshold)
     print(f"{returns.size} greedy episodes: mean {returns.mean():.1f}", end=", ")
-    print(f"standard deviation {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
+    print(f"std {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
     print(f"solved: {solved} (threshold {threshold})")
-    agent = {f"eval_return_{name}": getattr(returns, name)() for name in ("mean", "std", "min")}
-    agent |= {"eval_episodes": returns.size, "solved": solved}
-    return [agent | {"seed": None if args.load_model else args.seed}]
+    agent = {"eval_return_mean": returns.mean(), "eval_return_std": returns.std()}
+    agent |= {"eval_return_min": returns.min(), "eval_episodes": returns.size, "solved": solved}
+    return agent | {"seed": None if args.load_model else args.seed}
 
 
 # ---------- Command line
@@ -353,15 +359,13 @@ def check(args):
         value = getattr(args, name)
         if not np.array_equal(np.clip(value, least, most), value):
             raise ValueError(f"{name} must be between {least} and {most}")
-    if args.output_dir and not importlib.util.find_spec("matplotlib"):
-        raise ValueError("output_dir needs matplotlib")
 
 
 def load_model(path, args=None, env=None):
-    """The params of a kept model.npz, which must fit the flags and a prepared env, if given."""
+    """The params of a saved model.npz, which must fit args and env, if given."""
     params = dict(np.load(path, allow_pickle=False))
     if params.pop("script") != SCRIPT:
-        raise ValueError("it is of another script")
+        raise ValueError("another script saved it")
     torques = params.pop("torques")
     if args and not np.array_equal(torques, make_torques(args, env)):
         raise ValueError(f"it is for {len(torques)} torques from {torques[0]} to {torques[-1]}")
@@ -371,7 +375,7 @@ def load_model(path, args=None, env=None):
 
 
 def keep(args, params, episodes, torques):
-    """Write the model, the returns and their curve."""
+    """Save the model, the returns, and a plot of them."""
     from matplotlib.figure import Figure  # slow to import
 
     np.savez(f"{args.output_dir}/model.npz", script=SCRIPT, torques=torques, **params)
@@ -383,18 +387,19 @@ def keep(args, params, episodes, torques):
 
 
 def main(args):
-    """Run the script. Returns 0, 1 if training failed, 2 on bad input or 130 after Ctrl-C."""
+    """Run the script. Returns the exit status: 0, 2 on bad input, or 130 after Ctrl-C."""
     flag = "settings"
     try:
         check(args)
         flag = "env_id"
         env = gymnasium.make(args.env_id)
-        prepare(env)
+        prepare(env)  # or fail early
         flag = "load_model"
         if args.load_model:
             params = load_model(args.load_model, args, prepare(env))
         flag = "output_dir"
         if args.output_dir:
+            importlib.import_module("matplotlib")  # or fail early
             Path(args.output_dir).mkdir(parents=True)
     except Exception as error:
         print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -407,7 +412,7 @@ def main(args):
             summary |= counts | {"args": vars(args)}
             if args.output_dir:
                 keep(args, params, episodes, make_torques(args, env))
-        summary["seeds"] = summarize(args, env, evaluate(args, params, env))
+        summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]
     except (FloatingPointError, TimeoutError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
