@@ -73,7 +73,7 @@ class Args:
     batch_size: int = 64  # transitions in an update
     hidden_sizes: tuple[int, ...] = (64, 64)  # units in each hidden layer
     learning_rate: float = 3e-3  # of Adam at the start; it falls to 0
-    gamma: float = 0.99  # discount per step
+    gamma: float = 0.98  # discount per step
     tau: float = 0.0064  # how far each update moves w- toward w; 1 copies w
     reward_scale: float = 0.03  # factor of rewards in targets; Q should be near 1
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end

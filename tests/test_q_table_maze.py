@@ -1,0 +1,161 @@
+"""The maze: its steps against FrozenLake's, its updates by hand, its values against the exact."""
+
+from dataclasses import replace
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from common import assert_close
+
+import q_table_maze
+from q_table_maze import Args, EnvState, evaluate, exact_q, lost_value, q_values, read_board, train
+
+FROZEN_LAKE = [0, 2, 3, 1]  # our left, right, up, down in Gymnasium's order: left, down, right, up
+
+
+@pytest.mark.parametrize("board", ["4x4", "8x8"])
+@pytest.mark.parametrize("slip", [0.0, 2 / 3])
+def test_step_has_the_transition_probabilities_of_frozen_lake(board, slip):
+    table = gymnasium.make("FrozenLake-v1", map_name=board, is_slippery=slip > 0).unwrapped.P
+    maze = read_board(board)
+    args = Args(board=board, slip_prob=slip)
+    noise = (np.arange(30, dtype=np.float32) + 0.5) / 30
+    for cell, action in np.ndindex(len(maze.free), 4):
+        cell = maze.free[cell]
+        state = EnvState(jnp.full(30, cell), jnp.zeros(30, int))
+        after = q_table_maze.step(args, maze, state, jnp.full(30, action), noise)
+        state, reward, terminated, _ = jax.tree.map(np.asarray, after)
+        theirs = np.zeros(len(maze.reward))
+        for probability, next_cell, pays, ends in table[int(cell)][FROZEN_LAKE[action]]:
+            theirs[next_cell] += probability
+            assert np.all(terminated[state.cell == next_cell] == ends)
+            assert np.all((reward[state.cell == next_cell] > 0) == (pays > 0))
+        ours = np.bincount(state.cell, minlength=len(maze.reward)) / 30
+        assert_close(ours, theirs, 1e-6)
+
+
+def test_time_limit_truncates_and_does_not_terminate():
+    args = Args(board="SFFG", max_episode_steps=3)
+    state = EnvState(jnp.int32(0), jnp.int32(2))
+    _, _, terminated, truncated = q_table_maze.step(args, read_board("SFFG"), state, 0, 0.5)
+    assert truncated
+    assert not terminated
+
+
+def test_exact_values_of_a_corridor_and_of_a_bad_policy():
+    args = Args(board="SFG", gamma=0.5)
+    maze = read_board("SFG")
+    best = exact_q(args, maze)[:2]
+    assert_close(best, np.array([[0.25, 0.5, 0.25, 0.25], [0.25, 1, 0.5, 0.5]]), 1e-9)
+    always_left = np.zeros(3, int)
+    assert_close(exact_q(args, maze, always_left)[:2, 0], np.zeros(2), 1e-9)
+    # Going left in the cell before the goal loses 1.
+    assert lost_value(args, {"q_table": np.eye(3, 4)[[0, 0, 0]]}) == 1
+
+
+@pytest.mark.parametrize("terminated, target", [(False, 0.3 + 0.9 * 4), (True, 0.3)])
+@pytest.mark.parametrize("name", ["q_table", "w0"])
+def test_update_of_table_and_network_by_hand(name, terminated, target):
+    values = np.arange(12, dtype=np.float32).reshape(3, 4) / 2
+    values[2] = [1, 4, 2, 3]
+    expected = values.copy()
+    expected[1, 2] += 0.25 * (target - values[1, 2])
+    params = {name: jnp.asarray(values)}
+    params = q_table_maze.update(Args(gamma=0.9), params, 1, 2, 0.3, 2, terminated, 0.25)
+    np.testing.assert_allclose(params[name], expected, rtol=1e-6)
+
+
+def test_a_table_is_a_linear_network_on_one_hot_states():
+    values = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    cells = np.arange(6)
+    assert_close(q_values({"w0": values}, cells), q_values({"q_table": values}, cells))
+    args = Args(total_timesteps=5000, slip_prob=0.3)
+    table, _, _ = train(args)
+    network, _, _ = train(replace(args, method="network"))
+    assert_close(table["q_table"], network["w0"], 1e-5)
+
+
+@pytest.mark.parametrize("board, slip", [("2x3", 0.0), ("2x3", 0.2), ("4x4", 0.0), ("4x5", 0.6667)])
+def test_training_finds_an_optimal_policy_and_nearly_the_exact_values(board, slip):
+    args = Args(board=board, slip_prob=slip, seed=3)
+    params, windows, counts = train(args)
+    maze = read_board(board)
+    assert lost_value(args, params) < 1e-3
+    error = np.abs(params["q_table"] - exact_q(args, maze))[maze.free]
+    assert error.max() < 0.05
+    assert windows[-1, 2] <= windows[0, 2]
+    assert counts["env_steps"] == windows[-1, 0]
+    if slip == 0:
+        assert np.all(evaluate(args, params) == 1)
+
+
+def test_the_end_by_the_time_limit_does_not_end_the_value():
+    """Episodes of one step: what lies beyond comes from bootstrapping at a truncation."""
+    args = Args(board="SFFG", max_episode_steps=1, total_timesteps=40_000)
+    maze = read_board("SFFG")
+    params, _, _ = train(args)
+    assert_close(params["q_table"][maze.free], exact_q(args, maze)[maze.free], 1e-3)
+
+
+def test_network_solves_a_larger_board():
+    args = Args(board="4x4", method="network", total_timesteps=100_000)
+    assert lost_value(args, train(args)[0]) < 1e-3
+
+
+def test_same_seed_same_bits_and_another_seed_another_run():
+    args = Args(slip_prob=0.5, total_timesteps=3000)
+    first = train(args)[0]
+    assert_close(train(args)[0], first)
+    assert np.any(train(replace(args, seed=2))[0]["q_table"] != first["q_table"])
+
+
+def test_steps_are_as_many_as_asked_for(monkeypatch):
+    """Also 200, which is no multiple of a chunk, and everything compiles once, before them."""
+    for steps in (1, 200, 5_000):
+        _, windows, counts = train(Args(total_timesteps=steps))
+        assert counts["env_steps"] == windows[-1, 0] == steps
+    compiled = []
+    jit = jax.jit
+    monkeypatch.setattr(jax, "jit", lambda *a, **k: compiled.append(jit(*a, **k)) or compiled[-1])
+    train(Args(total_timesteps=200))
+    assert compiled[0]._cache_size() == 1
+
+
+def test_integers_stand_for_floats():
+    whole = dict.fromkeys(("slip_prob", "learning_rate", "decay_power", "gamma", "epsilon"), 1)
+    args = Args(total_timesteps=500, **whole)
+    decimals = replace(args, **{name: float(value) for name, value in whole.items()})
+    assert_close(train(args)[0], train(decimals)[0])
+
+
+def test_what_is_kept_is_the_average_over_the_second_half(monkeypatch):
+    seen = [np.zeros((6, 4), np.float32)]
+    get = jax.device_get
+
+    def spy(tree):
+        found = get(tree)
+        seen.append(found[0][0])
+        return found
+
+    monkeypatch.setattr(jax, "device_get", spy)
+    params, _, _ = train(Args(slip_prob=0.5, total_timesteps=6400))
+    assert len(seen) > 60
+    assert_close(params["q_table"], np.mean(seen[len(seen) // 2 :], axis=0), 1e-5)
+
+
+def test_ctrl_c_ends_the_training_and_returns_what_was_learned(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(q_table_maze, "report", interrupt)  # the line at the end of the run
+    params, windows, counts = train(Args())
+    assert counts["env_steps"] == windows[-1, 0]
+    assert np.any(params["q_table"])
+
+
+@pytest.mark.parametrize("board", ["", "SF/G", "SFX/FFG", "FFG", "SSG", "9x9"])
+def test_bad_boards_are_refused(board):
+    with pytest.raises(ValueError, match="board"):
+        read_board(board)
