@@ -1,0 +1,279 @@
+"""What every script promises on its command line; main() runs in this process where it can."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DQN = "--total-timesteps 1280 --eval-episodes 5 --hidden-sizes 8"
+SMALL = {  # flags of a run of a moment
+    "q_table_maze": "--total-timesteps 20000 --eval-episodes 5",
+    "dqn_cartpole_jax": DQN,
+    "dqn_lunarlander": DQN + " --env-id CartPole-v1",
+    "dqn_pendulum_discretized": DQN,
+}
+COLUMNS = {  # of returns.csv
+    "q_table_maze": "env_step,episode_return,largest_error",
+    "dqn_cartpole_jax": "env_step,episode_return,seed",
+    "dqn_lunarlander": "env_step,episode_return",
+    "dqn_pendulum_discretized": "env_step,episode_return",
+}
+BAD = "seed -1|total-timesteps -1|learning-rate -1|gamma nan|eval-episodes 0|output-dir ."
+BAD += "|load-model missing.npz"
+BAD_DQN = BAD + "|total-timesteps 0|batch-size 0|hidden-sizes 8 0|tau 0|buffer-size 0|end-e inf"
+BAD_GYMNASIUM = BAD_DQN + "|env-id Nothing-v0|env-id Taxi-v3|env-id no_module:X-v0"
+BAD_GYMNASIUM += "|env-id Blackjack-v7|reward-scale 0|train-frequency 0|gradient-steps 0"
+BAD_FLAGS = {
+    "q_table_maze": BAD + "|board SXG|slip-prob 2|max-episode-steps 3000000000",
+    "dqn_cartpole_jax": BAD_DQN + "|num-seeds 0|buffer-size 63|total-timesteps 63|n-step 0",
+    "dqn_lunarlander": BAD_GYMNASIUM + "|env-id Pendulum-v1|env-id BipedalWalker-v3|n-step 0"
+    "|eval-frequency 5|eval-frequency -1|capture-video",
+    "dqn_pendulum_discretized": BAD_GYMNASIUM + "|env-id CartPole-v1|env-id LunarLander-v3"
+    "|num-bins 1|max-samples 0",
+}
+EACH = pytest.mark.parametrize("script", SMALL)
+EACH_DQN = pytest.mark.parametrize("script", [name for name in SMALL if name.startswith("dqn")])
+
+
+def run(script, flags):
+    """Run main() on flags. Returns the status and what it printed."""
+    module = importlib.import_module(script)
+    out = io.StringIO()
+    err = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = module.main(module.tyro.cli(module.Args, args=flags.split()))
+    return status, out.getvalue(), err.getvalue()
+
+
+def start(script, flags, folder=ROOT, **environment):
+    command = [sys.executable, f"{script}.py", *flags.split()]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=os.environ | environment, **pipes)
+
+
+def assert_refused(script, flags, name):
+    """With one line that names the flag, and nothing written."""
+    before = set(Path().iterdir())
+    status, out, err = run(script, flags)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert name in err
+    assert set(Path().iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder with a folder for each script, of a run of a moment."""
+    folder = tmp_path_factory.mktemp("kept")
+    for script, flags in SMALL.items():
+        status, _, err = run(script, f"{flags} --output-dir {folder / script}")
+        assert (status, err) == (0, "")
+    return folder
+
+
+BAD_CASES = [(script, flag) for script, flags in BAD_FLAGS.items() for flag in flags.split("|")]
+
+
+@pytest.mark.parametrize("script,flag", BAD_CASES)
+def test_bad_settings_end_with_one_line(script, flag, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alone = flag.startswith(("output-dir", "capture-video", "eval-frequency"))
+    flags = f"--{flag}" if alone else f"--{flag} --output-dir new"
+    assert_refused(script, flags, flag.split()[0].replace("-", "_"))
+
+
+@EACH
+def test_a_missing_package_is_found_before_training(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert_refused(script, "--output-dir new", "output_dir: import of matplotlib")
+
+
+def test_a_video_needs_imageio_and_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--capture-video --output-dir new"
+    monkeypatch.setitem(sys.modules, "imageio", None)
+    assert_refused("dqn_lunarlander", flags, "capture_video: import of imageio")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    lander = importlib.import_module("dqn_lunarlander")
+    make = lander.gymnasium.make
+    monkeypatch.setattr(lander.gymnasium, "make", lambda env_id, **_: make(env_id))
+    assert_refused("dqn_lunarlander", f"{flags} --env-id Acrobot-v1", "capture_video")
+
+
+@EACH
+def test_unknown_flags_end_with_2(script):
+    with pytest.raises(SystemExit) as ended:
+        run(script, "--no-such-flag")
+    assert ended.value.code == 2
+
+
+def test_a_deprecated_environment_is_refused_in_gymnasiums_own_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_refused("dqn_lunarlander", "--env-id Taxi-v3", "Taxi-v4")
+
+
+@EACH
+def test_models_that_do_not_fit(script, kept, tmp_path, monkeypatch):
+    """Damaged, of another script, of another board, or for other observations or torques."""
+    monkeypatch.chdir(tmp_path)
+    good = kept / script / "model.npz"
+    Path("cut.npz").write_bytes(good.read_bytes()[:500])
+    Path("text.npz").write_text("no model")
+    models = [".", "cut.npz", "text.npz"]
+    models += [kept / other / "model.npz" for other in SMALL if other != script]
+    if script == "q_table_maze":
+        models += [f"{good} --board SFF/HFG"]  # as many cells
+    else:
+        arrays = dict(np.load(good))
+        for inputs in (3, 5):
+            w0 = np.resize(arrays["w0"], (*arrays["w0"].shape[:-1], inputs))
+            np.savez(f"{inputs}.npz", **arrays | {"w0": w0})
+            models += [f"{inputs}.npz"]
+        w1 = np.resize(arrays["w1"], (*arrays["w1"].shape[:-2], 9, arrays["w1"].shape[-1]))
+        b1 = np.resize(arrays["b1"], (*arrays["b1"].shape[:-2], 9, 1))
+        np.savez("actions.npz", **arrays | {"w1": w1, "b1": b1})
+        models += ["actions.npz"]
+    if script == "dqn_pendulum_discretized":
+        models += [f"{good} --num-bins 6", f"{good} --env-id Pendulum-v1"]
+        models += [f"{good} --q-input state-action"]
+    for model in models:
+        assert_refused(script, f"{SMALL[script]} --output-dir new --load-model {model}", "load_model")
+
+
+@EACH
+def test_a_kept_run_is_complete_and_has_learned(script, kept):
+    folder = kept / script
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"curve.png", "model.npz", "returns.csv", "summary.json"}
+    summary = json.loads((folder / "summary.json").read_text())
+    named = "script args versions device env_steps compile_seconds train_seconds steps_per_second"
+    assert set(summary) >= set(named.split())
+    assert summary["script"] == f"{script}.py"
+    (seed,) = summary["seeds"]
+    named = "seed eval_return_mean eval_return_std eval_return_min eval_episodes solved"
+    assert set(seed) >= set(named.split())
+    header, *rows = (folder / "returns.csv").read_text().splitlines()
+    steps = [int(row.split(",")[0]) for row in rows]
+    assert header == COLUMNS[script]
+    assert len(rows) >= 2
+    assert steps == sorted(steps)
+    assert 0 < steps[-1] <= summary["env_steps"] == summary["args"]["total_timesteps"]
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(folder / "model.npz", allow_pickle=False) as file:
+        learned = [file[name] for name in file.files if name[0] == "b" and name != "board"]
+        learned += [file[name] for name in file.files if name == "q_table"]
+    assert learned
+    for x in learned:  # 0 before the first update
+        assert np.any(x)
+        assert np.all(np.isfinite(x))
+
+
+@EACH
+def test_a_kept_model_evaluates_to_the_same_again(script, kept, tmp_path):
+    """Its seed and flags are not those of this command, and the sizes of layers are read."""
+    again = tmp_path / "again"
+    flags = SMALL[script].replace(" --hidden-sizes 8", "")
+    model = kept / script / "model.npz"
+    assert run(script, f"{flags} --load-model {model} --output-dir {again}")[0] == 0
+    summary = json.loads((again / "summary.json").read_text())
+    before = json.loads((kept / script / "summary.json").read_text())
+    assert summary["seeds"] == [before["seeds"][0] | {"seed": None}]
+    assert "args" not in summary
+    assert [path.name for path in again.iterdir()] == ["summary.json"]
+
+
+@EACH_DQN
+def test_weights_that_are_not_finite_end_the_run(script, monkeypatch):
+    nan = lambda params, _: jax.tree.map(lambda x: x * np.nan, params)  # noqa: E731
+    monkeypatch.setattr("optax.apply_updates", nan)
+    # Python prints the message and exits with 1.
+    with pytest.raises(SystemExit, match=r"\Aerror: .*loss.* not finite.*\Z"):
+        run(script, SMALL[script])
+
+
+@EACH
+@pytest.mark.parametrize("strict", [False, True])
+def test_one_copied_file_runs_alone_and_writes_nothing(script, strict, tmp_path):
+    """In a folder of its own, and under what strict projects set for JAX."""
+    shutil.copy(ROOT / f"{script}.py", tmp_path)
+    environment = {}
+    if strict:
+        environment |= {"JAX_ENABLE_X64": "1", "JAX_DEBUG_NANS": "1"}
+        environment |= {"JAX_NUMPY_RANK_PROMOTION": "raise"}
+    process = start(script, SMALL[script], tmp_path, **environment)
+    out, err = process.communicate(timeout=120)
+    assert err == ""
+    assert process.returncode == 0
+    assert "5 greedy episodes: mean" in out
+    assert not re.search("loss (0|nan),", out)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{script}.py"]
+
+
+@EACH
+def test_check_holds_in_a_file_with_postponed_annotations(script):
+    text = (ROOT / f"{script}.py").read_text()
+    first = text.index("import ", text.index('"""\n\nimport'))
+    text = f"{text[:first]}from __future__ import annotations\n{text[first:]}"
+    module = type(sys)(f"{script}_copy")
+    sys.modules[module.__name__] = module
+    exec(compile(text, script, "exec"), module.__dict__)
+    for name in ("gamma", "eval_episodes", "learning_rate"):
+        with pytest.raises(ValueError, match=name):
+            module.check(module.Args(**{name: -1}))
+
+
+@EACH
+def test_ctrl_c_evaluates_and_keeps_the_run(script, tmp_path):
+    run_folder = tmp_path / "run"
+    process = start(script, f"{SMALL[script]} --total-timesteps 99999999 --output-dir {run_folder}")
+    assert "steps" in process.stdout.readline()  # training is under way
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert err == ""
+    assert process.returncode == 130
+    assert "5 greedy episodes: mean" in out
+    suffixes = sorted(path.suffix for path in run_folder.iterdir())
+    assert suffixes == [".csv", ".json", ".npz", ".png"]
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert summary["interrupted"]
+    assert 0 < summary["env_steps"] < 99_999_999
+
+
+@EACH
+def test_inline_metadata_names_what_requirements_txt_lists(script):
+    text = (ROOT / f"{script}.py").read_text()
+    block = re.search(r"# /// script\n((?:#.*\n)+?)# ///\n", text).group(1)
+    metadata = tomllib.loads(re.sub("^# ?", "", block, flags=re.M))
+
+    def packages(lines):
+        """a[b,c]>=1 is both a[b]>=1 and a[c]>=1."""
+        found = set()
+        for line in lines:
+            if not line.startswith("#"):
+                parts = re.fullmatch(r"([\w-]+)(?:\[(.*)\])?(\S*)\s*(?:#.*)?", line)
+                name, extras, bounds = parts.groups()
+                found |= {(name, extra, bounds) for extra in (extras or "").split(",")}
+        return found
+
+    listed = packages((ROOT / "requirements.txt").read_text().splitlines())
+    assert packages(metadata["dependencies"]) <= listed
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.M))
+    named = {re.match(r"\w+", line).group() for line in metadata["dependencies"]}
+    assert imported - set(sys.stdlib_module_names) == named
