@@ -10,8 +10,8 @@ agent chooses from a list of evenly spaced actions, here called torques. Its net
 - It takes the state, and has an output for each torque (--q-input state).
 - It takes the state and a torque, and has one output (--q-input state-action). Because neighboring
   torques share what is learned, the list can hold thousands. In training, the maximum is over 32
-  random torques, the same for a whole batch, which makes targets a little lower (after Fourati et
-  al. 2024, https://arxiv.org/abs/2405.10310).
+  random torques, the same for a batch, which lowers targets a little (after Fourati et al.
+  2024, https://arxiv.org/abs/2405.10310).
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
 is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns

@@ -39,22 +39,32 @@ def main(num_bins: int = 5, episodes: int = 1000) -> None:
     env = gymnasium.make("Pendulum-v1")
     torques = make_torques(Args(num_bins=num_bins), env)
     angles = np.arange(ANGLES, dtype=np.float32) * 2 * np.pi / ANGLES
-    grid = np.meshgrid(angles, np.linspace(-MAX_SPEED, MAX_SPEED, SPEEDS, dtype=np.float32), indexing="ij")
+    grid = np.meshgrid(
+        angles, np.linspace(-MAX_SPEED, MAX_SPEED, SPEEDS, dtype=np.float32), indexing="ij"
+    )
 
     def backward(values, _):
         return returns_to_go(values, *grid, torques).max(axis=-1), values
 
     _, values = jax.lax.scan(backward, jnp.zeros((ANGLES, SPEEDS)), length=STEPS)
-    best = jax.jit(lambda values, angle, speed: returns_to_go(values, angle, speed, torques).argmax())
+    best = jax.jit(
+        lambda values, angle, speed: returns_to_go(values, angle, speed, torques).argmax()
+    )
     totals = []  # from the starts that tests/benchmark.py gives the seeds 5060 to 5069
     for seed in range(2**30 + 100 * 5060, 2**30 + 100 * 5060 + episodes):
         env.reset(seed=seed)
         totals.append(0.0)
         for t in range(STEPS):
             angle, speed = env.unwrapped.state
-            _, reward, *_ = env.step(torques[int(best(values[STEPS - 1 - t], np.asarray(angle), np.asarray(speed))), None])
+            _, reward, *_ = env.step(
+                torques[
+                    int(best(values[STEPS - 1 - t], np.asarray(angle), np.asarray(speed))), None
+                ]
+            )
             totals[-1] += reward
-    print(f"{num_bins} torques: mean {np.mean(totals):.1f} over {episodes} starts, standard deviation {np.std(totals):.1f}")
+    print(
+        f"{num_bins} torques: mean {np.mean(totals):.1f} over {episodes} starts, standard deviation {np.std(totals):.1f}"
+    )
 
 
 if __name__ == "__main__":

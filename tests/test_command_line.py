@@ -154,7 +154,9 @@ def test_models_that_do_not_fit(script, kept, tmp_path, monkeypatch):
         models += [f"{good} --num-bins 6", f"{good} --env-id Pendulum-v1"]
         models += [f"{good} --q-input state-action"]
     for model in models:
-        assert_refused(script, f"{SMALL[script]} --output-dir new --load-model {model}", "load_model")
+        assert_refused(
+            script, f"{SMALL[script]} --output-dir new --load-model {model}", "load_model"
+        )
 
 
 @EACH
