@@ -10,12 +10,13 @@ class Probe(gymnasium.Env):
 
     kind says what pays: "one" pays 1 and ends; "observation" pays what is seen; "action" pays for
     the action, and "later" does so at the second step; "limit" pays 1 until a time limit of 4.
-    dress_obs and dress_reward turn what it gives into another form.
+    dress_obs, dress_reward and dress_flag turn what it gives into another form.
     """
 
     observation_space = Box(-1, 1, (1,), np.float32)
     dress_obs = staticmethod(lambda obs: obs)
     dress_reward = staticmethod(lambda reward: reward)
+    dress_flag = staticmethod(lambda flag: flag)
 
     def __init__(self, kind, continuous):
         self.kind = kind
@@ -49,4 +50,5 @@ class Probe(gymnasium.Env):
             self.obs[:] = 1
             terminated = self.t == 2
             reward = self.worth(action) if terminated else 0.0
-        return self.dress_obs(self.obs), self.dress_reward(reward), terminated, truncated, {}
+        flags = self.dress_flag(terminated), self.dress_flag(truncated)
+        return self.dress_obs(self.obs), self.dress_reward(reward), *flags, {}

@@ -118,18 +118,6 @@ def test_a_video_needs_imageio_and_pictures(tmp_path, monkeypatch):
 
 
 @EACH
-def test_unknown_flags_end_with_2(script):
-    with pytest.raises(SystemExit) as ended:
-        run(script, "--no-such-flag")
-    assert ended.value.code == 2
-
-
-def test_a_deprecated_environment_is_refused_in_gymnasiums_own_words(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert_refused("dqn_lunarlander", "--env-id Taxi-v3", "Taxi-v4")
-
-
-@EACH
 def test_models_that_do_not_fit(script, kept, tmp_path, monkeypatch):
     """Damaged, of another script, of another board, or for other observations or torques."""
     monkeypatch.chdir(tmp_path)

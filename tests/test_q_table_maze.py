@@ -36,14 +36,6 @@ def test_step_has_the_transition_probabilities_of_frozen_lake(board, slip):
         assert_close(ours, theirs, 1e-6)
 
 
-def test_time_limit_truncates_and_does_not_terminate():
-    args = Args(board="SFFG", max_episode_steps=3)
-    state = EnvState(jnp.int32(0), jnp.int32(2))
-    _, _, terminated, truncated = q_table_maze.step(args, read_board("SFFG"), state, 0, 0.5)
-    assert truncated
-    assert not terminated
-
-
 def test_exact_values_of_a_corridor_and_of_a_bad_policy():
     args = Args(board="SFG", gamma=0.5)
     maze = read_board("SFG")
@@ -97,11 +89,6 @@ def test_the_end_by_the_time_limit_does_not_end_the_value():
     maze = read_board("SFFG")
     params, _, _ = train(args)
     assert_close(params["q_table"][maze.free], exact_q(args, maze)[maze.free], 1e-3)
-
-
-def test_network_solves_a_larger_board():
-    args = Args(board="4x4", method="network", total_timesteps=100_000)
-    assert lost_value(args, train(args)[0]) < 1e-3
 
 
 def test_same_seed_same_bits_and_another_seed_another_run():
