@@ -25,7 +25,7 @@ Differences from Mnih et al.:
 - Targets sum n rewards before they add Q (Sutton 1988), uncorrected for exploration (--n-step).
 - 64 environments step together between two updates (--num-envs).
 - The target network moves a little at every update (--tau).
-- Many actions stay random, so that recoveries are learned too (--end-e).
+- Many actions stay random, to learn recoveries too (--end-e).
 - Adam replaces RMSProp, observations are scaled (OBS_SCALE), errors are not clipped.
 
 Letters in shapes: N environments, B batch, O observation, A actions, K agents, T steps.
@@ -58,7 +58,7 @@ class Args:
     num_seeds: int = 1  # agents to train at once
     total_timesteps: int = 256_000  # environment steps
     num_envs: int = 64  # environments, which step together
-    buffer_size: int = 96_000  # transitions in the replay buffer
+    buffer_size: int = 96_000  # transitions in the buffer
     batch_size: int = 64  # transitions in an update
     hidden_sizes: tuple[int, ...] = (96,)  # units in each hidden layer
     learning_rate: float = 1e-2  # of Adam
@@ -79,8 +79,8 @@ SCRIPT = "dqn_cartpole_jax.py"  # saved models hold this name
 # CartPole-v1 as in https://gymnasium.farama.org/environments/classic_control/cart_pole/
 # For your own, rewrite this section: reset and step of one environment, which jax.vmap turns into
 # N. EnvState needs obs, a vector of OBS_SIZE numbers; the rest is yours. Scale rewards to keep Q
-# below 100. From gymnax, use reset_env and step_env (its step resets by itself), hold its state in
-# EnvState, and split its done into terminated and truncated.
+# below 100. From gymnax, use reset_env and step_env, as its step resets by itself, and hold its
+# state in EnvState. Before its version 1, done means either end.
 
 OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angular velocity (rad/s)
 ACTIONS = 2  # push left, push right
@@ -299,7 +299,7 @@ def train(args):
     try:
         for chunk in range(chunks):
             agents, outputs = run_chunks(agents)
-            # Params too, as Ctrl-C may come when the agents are donated.
+            # Params too: Ctrl-C may come when agents are donated.
             history.append(jax.device_get((agents.learner.params, *outputs)))
             if time.time() - printed > 1 or chunk == chunks - 1:
                 printed = time.time()
@@ -416,7 +416,8 @@ def main(args):
     flag = "settings"
     try:
         check(args)
-        jax.config.update("jax_num_cpu_devices", min(os.cpu_count(), args.num_seeds))
+        if args.num_seeds > 1:
+            jax.config.update("jax_num_cpu_devices", min(os.cpu_count(), args.num_seeds))
         flag = "load_model"
         if args.load_model:
             params = load_model(args.load_model)
