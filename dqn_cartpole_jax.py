@@ -63,7 +63,7 @@ class Args:
     hidden_sizes: tuple[int, ...] = (96,)  # units in each hidden layer
     learning_rate: float = 1e-2  # of Adam
     gamma: float = 0.99  # discount per step
-    n_step: int = 3  # rewards summed in a target; 1 is plain DQN
+    n_step: int = 3  # rewards summed in a target
     tau: float = 0.05  # how far each update moves w- toward w; 1 copies w
     end_e: float = 0.15  # epsilon, the fraction of random actions, at the end
     exploration_fraction: float = 0.5  # part of the run in which epsilon falls from 1

@@ -24,7 +24,7 @@ Measured by tests/benchmark.py: 10 of 10 new seeds solved, mean 281, worst 269, 
 
 Differences from Mnih et al.:
 - Targets sum n rewards before they add Q (Sutton 1988), uncorrected for exploration (--n-step).
-- w chooses the action that w- values (Double DQN, van Hasselt et al. 2016).
+- w picks the best next action, and w- values it (Double DQN, van Hasselt et al. 2016).
 - The target network moves a little at every update (--tau).
 - The agent acts with weights one group of updates old (--gradient-steps).
 - Adam replaces RMSProp; its learning rate falls to 0 (--learning-rate); errors are not clipped.
@@ -67,7 +67,7 @@ class Args:
     hidden_sizes: tuple[int, ...] = (128, 128)  # units in each hidden layer
     learning_rate: float = 3e-3  # of Adam at the start; it falls to 0
     gamma: float = 0.995  # discount per step
-    n_step: int = 3  # rewards summed in a target; 1 is plain DQN
+    n_step: int = 3  # rewards summed in a target
     tau: float = 0.005  # how far each update moves w- toward w; 1 copies w
     reward_scale: float = 0.03  # factor of rewards in targets; Q should be near 1
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
@@ -129,7 +129,7 @@ def normalize(x):
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # one, or arrays with a first axis: buffer_size, or G and B
+class Transition(NamedTuple):  # a step; or arrays (buffer_size, ...); or batches (G, B, ...)
     obs: Array
     action: Array
     reward: Array  # the discounted sum of k <= n scaled rewards
@@ -207,12 +207,12 @@ def update(args, learner, batch):
 
 def learn(args, learner, batches):
     """A group of updates. Returns the Learner and the losses (G,)."""
-    # `scan` is `for batch in batches: learner, loss = update(args, learner, batch)`, compiled.
+    # `scan` is a compiled loop of update over the first axis (G); it stacks the losses.
     return jax.lax.scan(partial(update, args), learner, batches)
 
 
 # ---------- Training
-def run_steps(args, env, rng, learner, learn, buffer):
+def run_steps(args, env, rng, learner, learn_group, buffer):
     """After each step of the run, yields the Learner, the latest losses, and info."""
     falling = args.exploration_fraction * args.total_timesteps
     params = learner.params
@@ -243,10 +243,10 @@ def run_steps(args, env, rng, learner, learn, buffer):
 
         # Learn.
         if added and env_steps % args.train_frequency == 0:
-            # np.asarray waits for the previous call. This call returns at once, and JAX works on it
-            # in the background, while the agent acts with these weights.
+            # Wait for the previous group's weights, to act with them.
             params = jax.tree.map(np.asarray, learner.params)
-            learner, losses = learn(learner, sample(args, rng, buffer, added))
+            # Start the next group. This returns at once; JAX works in the background.
+            learner, losses = learn_group(learner, sample(args, rng, buffer, added))
         yield learner, losses, info
 
 

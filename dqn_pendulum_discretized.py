@@ -157,7 +157,7 @@ Q_VALUES = {"state": q_of_state, "state-action": q_of_state_action}
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # one, or arrays with a first axis: buffer_size, or G and B
+class Transition(NamedTuple):  # a step; or arrays (buffer_size, ...); or batches (G, B, ...)
     obs: Array
     action: Array  # the index of its torque
     reward: Array  # scaled
@@ -219,12 +219,12 @@ def update(args, torques, learner, inputs):
 
 def learn(args, torques, learner, inputs):
     """A group of updates. Returns the Learner and the losses (G,)."""
-    # `scan` is `for x in inputs: learner, loss = update(args, torques, learner, x)`, compiled.
+    # `scan` is a compiled loop of update over the first axis (G); it stacks the losses.
     return jax.lax.scan(partial(update, args, torques), learner, inputs)
 
 
 # ---------- Training
-def run_steps(args, env, rng, learner, learn, buffer):
+def run_steps(args, env, rng, learner, learn_group, buffer):
     """After each step of the run, yields the Learner, the latest losses, and info."""
     torques = make_torques(args, env)
     falling = args.exploration_fraction * args.total_timesteps
@@ -254,10 +254,10 @@ def run_steps(args, env, rng, learner, learn, buffer):
 
         # Learn.
         if env_steps % args.train_frequency == 0:
-            # np.asarray waits for the previous call. This call returns at once, and JAX works on it
-            # in the background, while the agent acts with these weights.
+            # Wait for the previous group's weights, to act with them.
             params = jax.tree.map(np.asarray, learner.params)
-            learner, losses = learn(learner, sample(args, rng, buffer, env_steps, torques))
+            # Start the next group. This returns at once; JAX works in the background.
+            learner, losses = learn_group(learner, sample(args, rng, buffer, env_steps, torques))
         yield learner, losses, info
 
 
