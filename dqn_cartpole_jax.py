@@ -341,7 +341,7 @@ def evaluate(args, params):
             state, total, running = carry
             action = jnp.argmax(q_values(params, state.obs[None]))
             state, reward, terminated, truncated = step(key, state, action)
-            total += running * jnp.sum(reward)
+            total += jnp.where(running, jnp.sum(reward), 0)
             return (state, total, running & ~(terminated | truncated)), None
 
         keys = jax.random.split(jax.random.key(seed + 1), MAX_STEPS)
