@@ -85,7 +85,10 @@ SCRIPT = "dqn_lunarlander.py"  # saved models hold this name
 # ---------- Environment
 def prepare(env):
     """Turn observations into vectors (Discrete: one-hot; Dict: joined) and rewards into numbers."""
-    flat = env.observation_space.is_np_flattenable and "Text" not in str(env.observation_space)
+    try:
+        flat = env.observation_space.is_np_flattenable and "Text" not in str(env.observation_space)
+    except NotImplementedError:
+        flat = False
     if not flat or not isinstance(env.action_space, gymnasium.spaces.Discrete):
         spaces = f"{env.observation_space} and {env.action_space}"
         raise ValueError(f"observations must be numbers and actions Discrete, not {spaces}")

@@ -10,8 +10,8 @@ agent chooses from a list of evenly spaced actions, here called torques. Its net
 - It takes the state, and has an output for each torque (--q-input state).
 - It takes the state and a torque, and has one output (--q-input state-action). Because neighboring
   torques share what is learned, the list can hold thousands. In training, the maximum is over 32
-  random torques, the same for a batch, which lowers targets a little (after Fourati et al.
-  2024, https://arxiv.org/abs/2405.10310).
+  random torques, the same for a batch, which lowers targets a little (Fourati et al. 2024,
+  https://arxiv.org/abs/2405.10310).
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
 is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
@@ -25,7 +25,7 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
 
 Measured on new seeds: InvertedPendulum-v5 10 of 10 solved, with 1000 torques 3 of 3; Pendulum-v1
-mean -148, where the best with five torques is -136.
+mean -148, best with five torques -136.
 
 Differences from Mnih et al.:
 - The target network moves a little at every update (--tau).
@@ -64,8 +64,8 @@ class Args:
     seed: int = 1  # same seed, machine, and versions: identical results
     env_id: str = "InvertedPendulum-v5"  # or another id, or my_module:MyEnv-v0
     num_bins: int = 5  # torques, from the lowest to the highest
-    q_input: Literal["state", "state-action"] = "state"  # what the network takes
-    max_samples: int = 32  # torques for a maximum in training, if q_input is state-action
+    q_input: Literal["state", "state-action"] = "state"  # its input
+    max_samples: int = 32  # torques for a maximum, if q_input is state-action
     total_timesteps: int = 30_000  # environment steps
     train_frequency: int = 16  # environment steps between groups of updates
     gradient_steps: int = 8  # updates in a group
@@ -90,10 +90,13 @@ SCRIPT = "dqn_pendulum_discretized.py"  # saved models hold this name
 def prepare(env):
     """Turn observations into vectors (Discrete: one-hot; Dict: joined) and rewards into numbers."""
     space = env.action_space
-    flat = env.observation_space.is_np_flattenable and "Text" not in str(env.observation_space)
+    try:
+        flat = env.observation_space.is_np_flattenable and "Text" not in str(env.observation_space)
+    except NotImplementedError:
+        flat = False
     if not (flat and isinstance(space, Box) and space.shape == (1,) and space.is_bounded()):
         spaces = f"{env.observation_space} and {space}"
-        raise ValueError(f"observations must be numbers, actions a bounded Box (1,), not {spaces}")
+        raise ValueError(f"observations must be numbers and actions a Box (1,), not {spaces}")
     env = gymnasium.wrappers.FlattenObservation(env)
     env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     env = gymnasium.wrappers.RecordEpisodeStatistics(env)
@@ -194,7 +197,7 @@ def make_optimizer(args):
 
 def update(args, torques, learner, inputs):
     """One gradient step on the mean squared error. Returns the next Learner and the loss."""
-    batch, drawn = inputs  # drawn: (max_samples,) torques
+    batch, drawn = inputs  # drawn (max_samples,)
     q_values = Q_VALUES[args.q_input]
     # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal
     next_q = jnp.max(q_values(learner.target_params, batch.next_obs, drawn), axis=1)

@@ -134,12 +134,17 @@ def test_observations_of_every_kind_are_flattened(name, dqn, monkeypatch):
     assert np.all(dqn.evaluate(args, params, env) == 1)
 
 
+class Mission(spaces.Space):
+    """A space unknown to Gymnasium, such as one of minigrid's."""
+
+
 UNSUITABLE = {
     lander: [(None, Box(-1, 1, (1,))), (None, spaces.MultiDiscrete([2, 2]))],
     pendulum: [(None, Discrete(2)), (None, Box(-1, 1, (2,))), (None, Box(-np.inf, np.inf, (1,)))],
 }
 for both in UNSUITABLE.values():
     both += [(spaces.Text(5), None), (spaces.Sequence(Discrete(2)), None)]
+    both += [(Mission(), None)]
     both += [(spaces.Graph(Discrete(2), None), None)]
     both += [(spaces.Dict({"a": Discrete(2), "b": spaces.Text(5)}), None)]
 CASES = [(dqn, case) for dqn, cases in UNSUITABLE.items() for case in cases]
