@@ -23,10 +23,10 @@ Measured on new seeds: 300 of 300 solved, mean 500.0, after about 0.2 s of train
 
 Differences from Mnih et al.:
 - Targets sum n rewards before they add Q (Sutton 1988), uncorrected for exploration (--n-step).
-- 64 environments step together between two updates (--num-envs).
+- 64 environments step between two updates (--num-envs); learning starts at once.
 - The target network moves a little at every update (--tau).
 - Many actions stay random, to learn recoveries too (--end-e).
-- Adam replaces RMSProp, observations are scaled (OBS_SCALE), errors are not clipped.
+- Adam replaces RMSProp; observations are scaled (OBS_SCALE), errors are not clipped.
 
 Letters in shapes: N environments, B batch, O observation, A actions, K agents, T steps.
 """
@@ -132,7 +132,7 @@ def init_params(rng, sizes):
 
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) -> (B, A)."""
-    x = (obs / OBS_SCALE).T  # (O, B): with rows, x @ w + b, training takes 1.2 times as long
+    x = (obs / OBS_SCALE).T  # (O, B): with rows, x @ w + b, training takes 1.3 times as long
     last = len(params) // 2 - 1
     for i in range(last):
         x = jax.nn.relu(params[f"w{i}"] @ x + params[f"b{i}"])
@@ -159,7 +159,7 @@ def add(buffer, added, new):
 
 def sample(args, key, buffer, added):
     """Draw B transitions, uniformly with replacement, and extend each to n steps if possible."""
-    # start counts all transitions ever added; its row is start % buffer_size.
+    # start numbers transitions as they were added; number i is in row i % buffer_size.
     oldest = jnp.maximum(added - args.buffer_size, 0)
     start = oldest + (jax.random.uniform(key, (args.batch_size,)) * (added - oldest)).astype(int)
     first = last = start % args.buffer_size
@@ -194,7 +194,7 @@ def update(args, learner, batch):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two functions, init and update. Python makes it once, while compiling.
+    # An optax optimizer is two pure functions; Python makes them here once, while compiling.
     updates, opt_state = optax.adam(args.learning_rate).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
@@ -218,7 +218,7 @@ def init_agents(args):
     N = args.num_envs
     seeds = args.seed + np.arange(args.num_seeds)
     sizes = (OBS_SIZE, *args.hidden_sizes, ACTIONS)
-    # NumPy draws the weights, as JAX would take 0.8 s to compile.
+    # NumPy draws the weights; JAX would take a second to compile.
     params = [init_params(np.random.default_rng(seed), sizes) for seed in seeds]
     params = jax.tree.map(lambda *x: np.stack(x), *params)
 
@@ -299,7 +299,7 @@ def train(args):
     try:
         for chunk in range(chunks):
             agents, outputs = run_chunks(agents)
-            # Params too: Ctrl-C may come when agents are donated.
+            # Params too: after Ctrl-C, the donated agents may be gone.
             history.append(jax.device_get((agents.learner.params, *outputs)))
             if time.time() - printed > 1 or chunk == chunks - 1:
                 printed = time.time()
@@ -402,17 +402,15 @@ def keep(args, params, episodes):
     from matplotlib.figure import Figure  # slow to import
 
     np.savez(f"{args.output_dir}/model.npz", script=SCRIPT, **params)
-    columns = "env_step,episode_return,seed"
-    np.savetxt(
-        f"{args.output_dir}/returns.csv", episodes, "%.10g", ",", header=columns, comments=""
-    )
+    names = "env_step,episode_return,seed"
+    np.savetxt(f"{args.output_dir}/returns.csv", episodes, "%.10g", ",", header=names, comments="")
     axes = Figure().add_subplot(xlabel="environment steps", ylabel="episode return")
     axes.plot(*episodes[:, :2].T, ".", markersize=1)
     axes.figure.savefig(f"{args.output_dir}/curve.png", dpi=150)
 
 
 def main(args):
-    """Run the script. Returns the exit status: 0, 2 on bad input, or 130 after Ctrl-C."""
+    """Run the script. Exit status: 0, 1 on failure, 2 on bad input, 130 after Ctrl-C."""
     flag = "settings"
     try:
         check(args)

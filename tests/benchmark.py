@@ -197,7 +197,7 @@ def write_table(lines):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(lines)
-    table = ["| environment | steps | seeds | greedy return | worst seed | solved |"]
+    table = ["| environment | steps | seeds | greedy return | worst agent | solved |"]
     table += ["| --- " * 6 + "|"]
     found = {line["name"]: line for line in lines}
     for row in ROWS:

@@ -50,8 +50,8 @@ def main(num_bins: int = 5, episodes: int = 1000) -> None:
     best = jax.jit(
         lambda values, angle, speed: returns_to_go(values, angle, speed, torques).argmax()
     )
-    totals = []  # from the starts that tests/benchmark.py gives the seeds 5060 to 5069
-    for seed in range(2**30 + 100 * 5060, 2**30 + 100 * 5060 + episodes):
+    totals = []  # from the starts that dqn_pendulum_discretized.py gives the seeds 5900 to 5909
+    for seed in range(2**30 + 100 * 5900, 2**30 + 100 * 5900 + episodes):
         env.reset(seed=seed)
         totals.append(0.0)
         for t in range(STEPS):

@@ -130,7 +130,7 @@ def test_observations_of_every_kind_are_flattened(name, dqn, monkeypatch):
     monkeypatch.setattr(env, "dress_obs", lambda obs: space.sample())
     args = small(dqn, total_timesteps=100)
     params, _, _ = dqn.train(args, env)
-    assert params["w0"].shape == (16, size)
+    assert params["w0"].shape == (size, 16)
     assert np.all(dqn.evaluate(args, params, env) == 1)
 
 
@@ -273,10 +273,10 @@ def numpy_q(args, params, obs, torques):
         x = np.concatenate([states, torques[..., None]], axis=-1)
     last = len(params) // 2 - 1
     for i in range(last):
-        x = x @ params[f"w{i}"].T + params[f"b{i}"][:, 0]
+        x = x @ params[f"w{i}"] + params[f"b{i}"]
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
         x = np.maximum(x, 0)
-    q = x @ params[f"w{last}"].T + params[f"b{last}"][:, 0]
+    q = x @ params[f"w{last}"] + params[f"b{last}"]
     return q[..., 0] if with_torque else q
 
 
