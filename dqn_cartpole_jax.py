@@ -3,10 +3,10 @@
 # dependencies = ["jax>=0.10.2,!=0.11.1", "optax>=0.2.8", "numpy>=2.4", "tyro>=1.0.17",
 #     "matplotlib>=3.11"]  # jax 0.11.1 copies the buffer at each step (issue 40101)
 # ///
-"""DQN on CartPole-v1, as one compiled JAX program.
+"""DQN on CartPole-v1, compiled as a whole by JAX.
 
 What it teaches: environment, buffer and network are a few arrays, and training is a pure function
-of them. So `jax.jit` compiles the whole loop, and `jax.vmap` trains many agents at once.
+of them. So `jax.jit` compiles the training loop, and `jax.vmap` trains many agents at once.
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
 is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
@@ -16,16 +16,16 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
 
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
-    python dqn_cartpole_jax.py --seed 1                             train an agent
-    python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1   train sixteen, save the results
+    python dqn_cartpole_jax.py --seed 1                            train an agent
+    python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1  train sixteen, save the results
 
 Measured on new seeds: 300 of 300 solved, mean 500.0, after about 0.2 s of training each.
 
 Differences from Mnih et al.:
-- Targets sum n rewards before they add Q (Sutton 1988), uncorrected for exploration (--n-step).
+- Targets sum n rewards, then add Q (Sutton 1988), though some actions were random (--n-step).
 - 64 environments step between two updates (--num-envs); learning starts at once.
 - The target network moves a little at every update (--tau).
-- Many actions stay random, to learn recoveries too (--end-e).
+- More actions stay random, to learn recoveries (--end-e).
 - Adam replaces RMSProp; observations are scaled (OBS_SCALE), errors are not clipped.
 
 Letters in shapes: N environments, B batch, O observation, A actions, K agents, T steps.
@@ -56,8 +56,8 @@ class Args:
 
     seed: int = 1  # same seed, machine, and versions: identical results
     num_seeds: int = 1  # agents to train at once
-    total_timesteps: int = 256_000  # environment steps
-    num_envs: int = 64  # environments, which step together
+    total_timesteps: int = 256_000  # environment steps of each agent
+    num_envs: int = 64  # environments that step together
     buffer_size: int = 96_000  # transitions in the buffer
     batch_size: int = 64  # transitions in an update
     hidden_sizes: tuple[int, ...] = (96,)  # units in each hidden layer
@@ -79,8 +79,7 @@ SCRIPT = "dqn_cartpole_jax.py"  # saved models hold this name
 # CartPole-v1 as in https://gymnasium.farama.org/environments/classic_control/cart_pole/
 # For your own, rewrite this section: reset and step of one environment, which jax.vmap turns into
 # N. EnvState needs obs, a vector of OBS_SIZE numbers; the rest is yours. Scale rewards to keep Q
-# below 100. From gymnax, use reset_env and step_env, as its step resets by itself, and hold its
-# state in EnvState. Before its version 1, done means either end.
+# below 100. From gymnax, use reset_env and step_env (step resets by itself); keep its state too.
 
 OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angular velocity (rad/s)
 ACTIONS = 2  # push left, push right
@@ -101,7 +100,7 @@ def reset(key):
 
 
 def step(key, state, action):
-    """20 ms of Euler's method (Florian 2007). The key is for random steps.
+    """20 ms of Euler's method (Florian 2007). Only random steps need the key.
 
     Returns the next EnvState, the reward, terminated (out of bounds) and truncated (out of time).
     """
@@ -109,7 +108,7 @@ def step(key, state, action):
     force = jnp.where(action == 1, 10.0, -10.0)  # N
     sin = jnp.sin(theta)
     cos = jnp.cos(theta)
-    # The cart weighs 1 kg; the pole weighs 0.1 kg, and its center is 0.5 m from its joint.
+    # The cart weighs 1 kg, the pole 0.1 kg; its center is 0.5 m from the joint.
     push = (force + 0.1 * 0.5 * theta_dot**2 * sin) / 1.1
     theta_acc = (9.8 * sin - cos * push) / (0.5 * (4 / 3 - 0.1 * cos**2 / 1.1))
     x_acc = push - 0.1 * 0.5 * theta_acc * cos / 1.1
@@ -144,7 +143,7 @@ class Transition(NamedTuple):  # each array has a first axis: buffer_size, N or 
     obs: Array
     action: Array
     reward: Array
-    discount: Array  # of the value of next_obs: gamma, 0 if terminated; gamma^n after sample
+    discount: Array  # of the value of next_obs: gamma, 0 if terminated
     next_obs: Array  # before any reset
     ended: Array  # terminated or truncated
 
@@ -152,22 +151,23 @@ class Transition(NamedTuple):  # each array has a first axis: buffer_size, N or 
 def add(buffer, added, new):
     """Write N new transitions over the oldest of a buffer that took `added` before."""
     rows = (added + jnp.arange(len(new.action))) % len(buffer.action)
-    # `jax.tree.map` calls a function on each array of a nested structure (a "pytree").
+    # `jax.tree.map` calls a function on each array in nested structures ("pytrees").
     # `x.at[rows].set(y)` is x after x[rows] = y; compiled, it works in place.
     return jax.tree.map(lambda x, y: x.at[rows].set(y), buffer, new)
 
 
 def sample(args, key, buffer, added):
-    """Draw B transitions, uniformly with replacement, and extend each to n steps if possible."""
-    # start numbers transitions as they were added; number i is in row i % buffer_size.
+    """Draw B transitions uniformly, and extend each to n steps if possible."""
+    # Transitions are numbered as added, N a step. Number i is in row i % buffer_size.
     oldest = jnp.maximum(added - args.buffer_size, 0)
     start = oldest + (jax.random.uniform(key, (args.batch_size,)) * (added - oldest)).astype(int)
     first = last = start % args.buffer_size
     reward = buffer.reward[first]
     discount = buffer.discount[first]
     for k in range(1, args.n_step):
-        later = start + k * args.num_envs  # the next step of the same environment
-        stop = buffer.ended[last] | (later >= added)  # over, or not yet there
+        later = start + k * args.num_envs  # k steps later in the same environment
+        # Over, or not yet added: last stays, so stop stays true.
+        stop = buffer.ended[last] | (later >= added)
         last = jnp.where(stop, last, later % args.buffer_size)
         reward += jnp.where(stop, 0, discount * buffer.reward[last])
         discount *= jnp.where(stop, 1, buffer.discount[last])
@@ -194,7 +194,7 @@ def update(args, learner, batch):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two pure functions; Python makes them here once, while compiling.
+    # An optax optimizer is two pure functions, init and update, made while compiling.
     updates, opt_state = optax.adam(args.learning_rate).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
@@ -207,24 +207,24 @@ class Agent(NamedTuple):  # everything that changes in training
     key: Array
     env_steps: Array
     state: EnvState  # each array has a first axis N
-    ended: Array  # (N,) the episode is over; the next step resets
+    ended: Array  # (N,) the next step resets
     returns: Array  # (N,) of the current episodes
     buffer: Transition
     learner: Learner
 
 
 def init_agents(args):
-    """The agents of all seeds: arrays with a first axis K, on as many devices as divide K."""
+    """The agents of all seeds: arrays with a first axis K, divided among devices (see main)."""
     N = args.num_envs
     seeds = args.seed + np.arange(args.num_seeds)
     sizes = (OBS_SIZE, *args.hidden_sizes, ACTIONS)
     # NumPy draws the weights; JAX would take a second to compile.
     params = [init_params(np.random.default_rng(seed), sizes) for seed in seeds]
-    params = jax.tree.map(lambda *x: np.stack(x), *params)
+    params = jax.tree.map(lambda *x: np.stack(x), *params)  # (K, ...) each
 
     def init_agent(seed, params):
         key = jax.random.key(seed)
-        # Only shapes are needed, as the first step resets.
+        # Only shapes matter, as the first step resets.
         shapes = jax.eval_shape(jax.vmap(reset), jax.random.split(key, N))
         state = jax.tree.map(jnp.zeros_like, shapes)
         obs = jnp.zeros((args.buffer_size, OBS_SIZE))
@@ -239,18 +239,17 @@ def init_agents(args):
 
 
 def joint_step(args, agent, _):
-    """A step of N environments and an update. Returns the Agent, and (ended, return, loss)."""
+    """A step of N environments and an update. Returns the Agent, and (ended, returns, loss)."""
     N = args.num_envs
     # A key always gives the same numbers, so each use gets a key of its own.
-    keys = jax.random.split(agent.key, 3 + 2 * N)
-    key, explore_key, sample_key = keys[:3]
-    reset_keys, step_keys = keys[3:].reshape(2, N)
+    key, reset_key, explore_key, step_key, sample_key = jax.random.split(agent.key, 5)
 
     # Reset where an episode has ended. Not with `if`: while compiling, its value is unknown.
     def restart(key, ended, state):
         return jax.lax.cond(ended, lambda: reset(key), lambda: state)
 
-    state = jax.vmap(restart)(reset_keys, agent.ended, agent.state)
+    keys = jax.random.split(reset_key, N)
+    state = jax.vmap(restart)(keys, agent.ended, agent.state)
     obs = state.obs
 
     # Act: epsilon-greedy.
@@ -261,7 +260,8 @@ def joint_step(args, agent, _):
     action = jnp.where(coin < epsilon, (pick * ACTIONS).astype(int), greedy)
 
     # Step.
-    state, reward, terminated, truncated = jax.vmap(step)(step_keys, state, action)
+    keys = jax.random.split(step_key, N)
+    state, reward, terminated, truncated = jax.vmap(step)(keys, state, action)
     reward = reward.reshape(N)  # from (N,) or (N, 1)
     ended = terminated | truncated
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
@@ -286,13 +286,14 @@ def train(args):
     started = time.time()
     agents = init_agents(args)
     joint_steps = args.total_timesteps // args.num_envs
-    chunks = max(1, joint_steps // 500)
+    chunks = max(1, joint_steps // 500)  # between them, Python prints
 
     # `scan` is `for _ in range(length): agent, output = joint_step(args, agent, None)`, compiled.
-    # It stacks the outputs: ended (K, T, N). Donated agents lend their memory to the new ones.
+    # It stacks the outputs: ended (K, T, N).
     def run_chunk(agent):
         return jax.lax.scan(partial(joint_step, args), agent, length=joint_steps // chunks)
 
+    # Donated: the new agents overwrite the old. Compiled now, before the timing.
     run_chunks = jax.jit(jax.vmap(run_chunk), donate_argnums=0).lower(agents).compile()
     compiled = printed = time.time()
     history = []
@@ -311,8 +312,8 @@ def train(args):
     params, ended, returns, _ = zip(*history, strict=True)
     ended = np.concatenate(ended, axis=1)
     returns = np.concatenate(returns, axis=1)[ended]
-    agent, t, _ = np.nonzero(ended)
-    episodes = np.stack([(t + 1) * args.num_envs, returns, args.seed + agent], axis=1)
+    k, t, _ = np.nonzero(ended)
+    episodes = np.stack([(t + 1) * args.num_envs, returns, args.seed + k], axis=1)
     env_steps = ended.shape[1] * args.num_envs
     counts = {"env_steps": env_steps, "interrupted": len(history) < chunks}
     counts |= {"compile_seconds": compiled - started, "train_seconds": seconds}
@@ -349,10 +350,10 @@ def evaluate(args, params):
         (_, total, _), _ = jax.lax.scan(one_step, start, keys)
         return total
 
+    play_all = jax.jit(jax.vmap(play, (0, None)))
     # Training uses seeds below 2^31.
     seeds = 2**31 + 2 * np.arange(args.eval_episodes, dtype=np.uint32)
-    play_all = jax.vmap(jax.vmap(play, (None, 0)), (0, None))
-    return np.asarray(jax.jit(play_all)(params, seeds), float)
+    return np.stack([play_all(params, seed) for seed in seeds], axis=1).astype(float)
 
 
 def summarize(args, returns):

@@ -5,8 +5,9 @@
 # ///
 """DQN on LunarLander-v3, or on any Gymnasium environment with Discrete actions.
 
-What it teaches: the environment is ordinary Python, not JAX. So the agent acts in NumPy, while JAX
-updates the network in the background (asynchronous dispatch), a group of updates in a call.
+What it teaches: the environment is ordinary Python, and calls of JAX at each step are slow. So the
+agent acts in NumPy, while JAX updates the network in the background (asynchronous dispatch), a
+group of updates in a call.
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
 is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
@@ -23,12 +24,12 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
 Measured on ten new seeds: all solved, mean 268, worst agent 229, after about 40 s each.
 
 Differences from Mnih et al.:
-- Targets sum n rewards before they add Q (Sutton 1988), uncorrected for exploration (--n-step).
+- Targets sum n rewards, then add Q (Sutton 1988), though some actions were random (--n-step).
 - w picks the best next action, and w- values it (Double DQN, van Hasselt et al. 2016).
 - The target network moves a little at every update (--tau).
-- The agent acts with weights one group of updates old; learning starts at once.
+- The agent acts with weights one group of updates old, and learns at once.
 - Adam replaces RMSProp; its learning rate falls to 0 (--learning-rate); errors are not clipped.
-- Hidden layers are normalized (Ba et al. 2016); rewards are scaled, not clipped (--reward-scale).
+- Hidden layers are normalized; rewards are scaled, not clipped (--reward-scale).
 
 Letters in shapes: B batch, G updates in a group, O observation, A actions.
 """
@@ -69,7 +70,7 @@ class Args:
     gamma: float = 0.995  # discount per step
     n_step: int = 3  # rewards summed in a target
     tau: float = 0.005  # how far each update moves w- toward w; 1 copies w
-    reward_scale: float = 0.03  # factor of rewards in targets; Q should be near 1
+    reward_scale: float = 0.03  # factor of rewards in targets, to keep Q near 1
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
     exploration_fraction: float = 0.2  # part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
@@ -116,7 +117,8 @@ def init_params(rng, sizes):
 
 
 def q_values(params, obs):
-    """Q(s, a) of every action: obs (B, O) -> (B, A). In NumPy to act, in JAX to learn."""
+    """Q(s, a) of every action: obs (B, O) -> (B, A)."""
+    # Operators and methods only, so NumPy runs it to act, and JAX to learn.
     x = obs.astype(np.float32)
     last = len(params) // 2 - 1
     for i in range(last):
@@ -133,16 +135,16 @@ def normalize(x):
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # a step; or arrays (buffer_size, ...); or batches (G, B, ...)
+class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (G, B, ...)
     obs: Array
     action: Array
-    reward: Array  # the discounted sum of k <= n scaled rewards
+    reward: Array  # discounted sum of k scaled rewards, k <= n
     discount: Array  # of the value of next_obs: gamma^k, or 0 if terminated
     next_obs: Array  # k steps after obs, before any reset
 
 
 def extend(queue, new, ended, n_step):
-    """Extend the transitions in the queue by a step. Returns the complete ones, and the others.
+    """Extend the queue's transitions by a step. Returns the complete ones and the others.
 
     With n_step=3, gamma=0.5, and rewards 1, 2, 4, their (reward, discount) are after each step:
         (1, 0.5)
@@ -156,7 +158,9 @@ def extend(queue, new, ended, n_step):
         discount = old.discount * new.discount
         longer.append(old._replace(reward=reward, discount=discount, next_obs=new.next_obs))
     longer.append(new)
-    complete = len(longer) if ended else int(len(longer) == n_step)
+    complete = 1 if len(longer) == n_step else 0
+    if ended:
+        complete = len(longer)
     return longer[:complete], longer[complete:]
 
 
@@ -167,7 +171,7 @@ def add(buffer, added, new):
 
 
 def sample(args, rng, buffer, added):
-    """Draw the batches of a group, uniformly with replacement: arrays (G, B, ...)."""
+    """Draw the batches of a group, uniformly: arrays (G, B, ...)."""
     filled = min(added, args.buffer_size)
     rows = rng.integers(filled, size=(args.gradient_steps, args.batch_size))
     return Transition(*(field[rows] for field in buffer))
@@ -201,7 +205,7 @@ def update(args, learner, batch):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two pure functions; Python makes them here once, while compiling.
+    # An optax optimizer is two pure functions, init and update, made while compiling.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
@@ -211,25 +215,26 @@ def update(args, learner, batch):
 
 def learn(args, learner, batches):
     """A group of updates. Returns the Learner and the losses (G,)."""
-    # `scan` is a compiled loop of update over the first axis (G); it stacks the losses.
+    # `scan` is a compiled loop over the first axis of all arrays (G); it stacks the losses.
     return jax.lax.scan(partial(update, args), learner, batches)
 
 
 # ---------- Training
 def run_steps(args, env, rng, learner, learn_group, buffer):
-    """After each step of the run, yields the Learner, the latest losses, and info."""
+    """After each step, yields the Learner, the latest losses, and info."""
     falling = args.exploration_fraction * args.total_timesteps
-    params = learner.params
+    acting_params = learner.params
     losses = np.zeros(1)
     queue = []
     added = 0
     obs, _ = env.reset(seed=int(rng.integers(2**30)))
     for env_steps in range(1, args.total_timesteps + 1):
         # Act: epsilon-greedy.
-        if rng.random() < np.interp(env_steps, (0, falling), (1, args.end_e)):
+        epsilon = np.interp(env_steps, (0, falling), (1, args.end_e))
+        if rng.random() < epsilon:
             action = int(rng.integers(env.action_space.n))
         else:
-            action = int(q_values(params, obs[None]).argmax())
+            action = int(q_values(acting_params, obs[None]).argmax())
 
         # Step.
         next_obs, reward, terminated, truncated, info = env.step(env.action_space.start + action)
@@ -247,9 +252,9 @@ def run_steps(args, env, rng, learner, learn_group, buffer):
 
         # Learn.
         if added and env_steps % args.train_frequency == 0:
-            # Wait for the previous group's weights, to act with them.
-            params = jax.tree.map(np.asarray, learner.params)
-            # Start the next group. This returns at once; JAX works in the background.
+            # Wait for the previous group's weights, and act with them ...
+            acting_params = jax.tree.map(np.asarray, learner.params)
+            # ... while JAX works on the next group in the background: this returns at once.
             learner, losses = learn_group(learner, sample(args, rng, buffer, added))
         yield learner, losses, info
 
@@ -271,7 +276,7 @@ def train(args, env):
     zeros = np.zeros(args.buffer_size, np.float32)
     buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
     learn_group = jax.jit(partial(learn, args))
-    learn_group = learn_group.lower(learner, sample(args, rng, buffer, 1)).compile()
+    learn_group(learner, sample(args, rng, buffer, 1))  # compiles it
     compiled = printed = time.time()
     run = run_steps(args, env, rng, learner, learn_group, buffer)
     episodes = []
@@ -339,7 +344,7 @@ def summarize(args, env, returns):
 
 
 def film(args, env, params):
-    """Play a greedy episode with each snapshot and with params; make GIFs if capture_video."""
+    """Play an episode with each snapshot and with params; film if capture_video."""
     models = {path: load_model(path) for path in sorted(Path(args.output_dir).glob("model_*"))}
     models[Path(args.output_dir, "model.npz")] = params
     for path, params in models.items():

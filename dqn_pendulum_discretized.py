@@ -5,12 +5,12 @@
 # ///
 """DQN on InvertedPendulum-v5, or on any Gymnasium environment with one bounded, continuous action.
 
-What it teaches: a maximum of Q is easy over a list of actions and hard over an interval. So the
+What it teaches: a maximum over actions is easy for a list and hard for an interval. So the
 agent chooses from a list of evenly spaced actions, here called torques. Its network is one of two:
 - It takes the state, and has an output for each torque (--q-input state).
 - It takes the state and a torque, and has one output (--q-input state-action). Because neighboring
   torques share what is learned, the list can hold thousands. In training, the maximum is over 32
-  random torques, the same for a batch, which lowers targets a little (Fourati et al. 2024,
+  random torques, the same for a batch, which lowers Q a little (Fourati et al. 2024,
   https://arxiv.org/abs/2405.10310).
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
@@ -25,13 +25,13 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
 
 Measured on new seeds: InvertedPendulum-v5 10 of 10 solved, with 1000 torques 3 of 3; Pendulum-v1
-mean -148, best with five torques -136.
+mean -148, best possible with five torques -136.
 
 Differences from Mnih et al.:
 - The target network moves a little at every update (--tau).
-- The agent acts with weights one group of updates old; learning starts at once.
+- The agent acts with weights one group of updates old, and learns at once.
 - Adam replaces RMSProp; its learning rate falls to 0 (--learning-rate); errors are not clipped.
-- Hidden layers are normalized (Ba et al. 2016); rewards are scaled, not clipped (--reward-scale).
+- Hidden layers are normalized; rewards are scaled, not clipped (--reward-scale).
 
 Letters in shapes: B batch, G updates in a group, O observation, A torques.
 """
@@ -75,7 +75,7 @@ class Args:
     learning_rate: float = 3e-3  # of Adam at the start; it falls to 0
     gamma: float = 0.98  # discount per step
     tau: float = 0.0064  # how far each update moves w- toward w; 1 copies w
-    reward_scale: float = 0.03  # factor of rewards in targets; Q should be near 1
+    reward_scale: float = 0.03  # factor of rewards in targets, to keep Q near 1
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
     exploration_fraction: float = 0.2  # part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
@@ -127,7 +127,8 @@ def init_params(rng, sizes):
 
 
 def perceptron(params, x):
-    """The layers: x (B, in) -> (B, out). In NumPy to act, in JAX to learn."""
+    """The layers: x (B, in) -> (B, out)."""
+    # Operators and methods only, so NumPy runs it to act, and JAX to learn.
     x = x.astype(np.float32)
     last = len(params) // 2 - 1
     for i in range(last):
@@ -144,7 +145,7 @@ def normalize(x):
 
 
 def q_of_state(params, obs, torques):
-    """Q(s, a) of all torques, not only the given: obs (B, O) -> (B, A)."""
+    """Q(s, a) of all torques: obs (B, O) -> (B, A). It ignores torques."""
     return perceptron(params, obs)
 
 
@@ -161,7 +162,7 @@ Q_VALUES = {"state": q_of_state, "state-action": q_of_state_action}
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # a step; or arrays (buffer_size, ...); or batches (G, B, ...)
+class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (G, B, ...)
     obs: Array
     action: Array  # the index of its torque
     reward: Array  # scaled
@@ -176,7 +177,7 @@ def add(buffer, added, new):
 
 
 def sample(args, rng, buffer, added, torques):
-    """Draw the batches of a group, (G, B, ...), and torques for their maxima, (G, max_samples)."""
+    """Draw the batches of a group (G, B, ...) and torques for their maxima (G, max_samples)."""
     filled = min(added, args.buffer_size)
     rows = rng.integers(filled, size=(args.gradient_steps, args.batch_size))
     drawn = rng.choice(torques, (args.gradient_steps, args.max_samples))
@@ -213,7 +214,7 @@ def update(args, torques, learner, inputs):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two pure functions; Python makes them here once, while compiling.
+    # An optax optimizer is two pure functions, init and update, made while compiling.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
@@ -223,27 +224,28 @@ def update(args, torques, learner, inputs):
 
 def learn(args, torques, learner, inputs):
     """A group of updates. Returns the Learner and the losses (G,)."""
-    # `scan` is a compiled loop of update over the first axis (G); it stacks the losses.
+    # `scan` is a compiled loop over the first axis of all arrays (G); it stacks the losses.
     return jax.lax.scan(partial(update, args, torques), learner, inputs)
 
 
 # ---------- Training
 def run_steps(args, env, rng, learner, learn_group, buffer):
-    """After each step of the run, yields the Learner, the latest losses, and info."""
+    """After each step, yields the Learner, the latest losses, and info."""
     torques = make_torques(args, env)
     falling = args.exploration_fraction * args.total_timesteps
-    params = learner.params
+    acting_params = learner.params
     losses = np.zeros(1)
     obs, _ = env.reset(seed=int(rng.integers(2**30)))
     for env_steps in range(1, args.total_timesteps + 1):
         # Act: epsilon-greedy.
-        if rng.random() < np.interp(env_steps, (0, falling), (1, args.end_e)):
+        epsilon = np.interp(env_steps, (0, falling), (1, args.end_e))
+        if rng.random() < epsilon:
             action = rng.integers(args.num_bins)
         elif args.q_input == "state":
-            action = q_of_state(params, obs[None], torques).argmax()
+            action = q_of_state(acting_params, obs[None], torques).argmax()
         else:
             some = rng.integers(args.num_bins, size=args.max_samples)
-            action = some[q_of_state_action(params, obs[None], torques[some]).argmax()]
+            action = some[q_of_state_action(acting_params, obs[None], torques[some]).argmax()]
 
         # Step.
         next_obs, reward, terminated, truncated, info = env.step(torques[action, None])
@@ -258,9 +260,9 @@ def run_steps(args, env, rng, learner, learn_group, buffer):
 
         # Learn.
         if env_steps % args.train_frequency == 0:
-            # Wait for the previous group's weights, to act with them.
-            params = jax.tree.map(np.asarray, learner.params)
-            # Start the next group. This returns at once; JAX works in the background.
+            # Wait for the previous group's weights, and act with them ...
+            acting_params = jax.tree.map(np.asarray, learner.params)
+            # ... while JAX works on the next group in the background: this returns at once.
             learner, losses = learn_group(learner, sample(args, rng, buffer, env_steps, torques))
         yield learner, losses, info
 
@@ -286,7 +288,7 @@ def train(args, env):
     zeros = np.zeros(args.buffer_size, np.float32)
     buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
     learn_group = jax.jit(partial(learn, args, jnp.asarray(torques)))
-    learn_group = learn_group.lower(learner, sample(args, rng, buffer, 1, torques)).compile()
+    learn_group(learner, sample(args, rng, buffer, 1, torques))  # compiles it
     compiled = printed = time.time()
     run = run_steps(args, env, rng, learner, learn_group, buffer)
     episodes = []

@@ -8,7 +8,7 @@ What it teaches: the Bellman update. DQN adds a deep network, a replay buffer, a
 
 Q(s, a) is the expected discounted sum of rewards after action a in cell s, if every later action
 is optimal. After a step from s to s' with reward r, Q-learning (Watkins and Dayan 1992,
-https://doi.org/10.1007/BF00992698) moves Q(s, a) toward the target y that this step suggests:
+https://doi.org/10.1007/BF00992698) moves its estimate of Q(s, a) toward the target y:
 
     Q(s, a) <- Q(s, a) + alpha (y - Q(s, a))   with   y = r + gamma max_a' Q(s', a'),
                                                or     y = r if s' is terminal.
@@ -18,7 +18,7 @@ A time limit is not a terminal state: a truncated step's target still has the va
     python q_table_maze.py --board 8x8 --slip-prob 0.6667 --output-dir runs/1
     python q_table_maze.py --method network
 
-Measured on new seeds: 20 of 20 optimal on each board, on ice too, in 17 s at most.
+Measured on new seeds: 20 of 20 runs optimal on each board, on ice too, in 17 s at most.
 
 Beyond the update:
 - Episodes start in random free cells, to visit all (exploring starts, Sutton and Barto 2018).
@@ -26,8 +26,8 @@ Beyond the update:
 - On ice (--slip-prob), targets are random, so alpha falls with the visits to (s, a).
 
 Letters in shapes: S cells, A actions. New to JAX? `jax.jit` compiles a function before its
-arrays have values, so branch on them with `jnp.where`, not `if`. `x.at[i].add(1)` is a copy of x
-with x[i] one larger.
+arrays have values, so branch on them with `jnp.where`, on args with `if`. `x.at[i].add(1)` is a
+copy of x with x[i] one larger.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class Args:
     seed: int = 1  # same seed, machine, and versions: identical results
     board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8, or rows of S start, F free, H hole, G goal: SFH/HFG
     slip_prob: float = 0.0  # chance to slip sideways (ice); FrozenLake's: 2/3
-    total_timesteps: int = 0  # environment steps; 0: as many as the board needs
+    total_timesteps: int = 0  # environment steps; 0: enough for the board
     max_episode_steps: int = 100  # the time limit
     method: Literal["table", "network"] = "table"  # or a linear network on one-hot states
     learning_rate: float = 1.0  # initial alpha
@@ -88,14 +88,14 @@ TURNS = [[0, 2, 3], [1, 2, 3], [2, 0, 1], [3, 0, 1]]  # moves straight on, and t
 class Maze(NamedTuple):
     start: int
     free: np.ndarray  # the numbers of the cells that don't end the episode
-    neighbor: np.ndarray  # (S, A, 3) the cell that a move reaches, straight on or to either side
+    neighbor: np.ndarray  # (S, A, 3) the cell a move reaches, straight on or to a side
     reward: np.ndarray  # (S,) for entering a cell
     terminal: np.ndarray  # (S,) whether that ends the episode
 
 
 class EnvState(NamedTuple):
     cell: Array  # its number
-    time: Array  # steps since the start of the episode
+    time: Array  # steps since the start
 
 
 def read_board(board):
@@ -117,18 +117,19 @@ def read_board(board):
 def step(args, maze, state, action, noise):
     """The next EnvState, the reward, terminated and truncated. noise is uniform in [0, 1)."""
     side = jnp.where(noise < args.slip_prob / 2, 1, 2)
-    turn = jnp.where(noise < args.slip_prob, side, 0)  # it slips with slip_prob
+    turn = jnp.where(noise < args.slip_prob, side, 0)
     cell = maze.neighbor[state.cell, action, turn]
     truncated = state.time + 1 >= args.max_episode_steps
     return EnvState(cell, state.time + 1), maze.reward[cell], maze.terminal[cell], truncated
 
 
 def exact_q(args, maze, policy=None):
-    """Q (S, A) of the best policy, or of `policy` (S,), for free cells: Bellman 1957."""
+    """Q (S, A) of the best policy, or of `policy` (S,), by value iteration (Bellman 1957)."""
     q = np.zeros(maze.neighbor.shape[:2])
     change = 1.0
     while change > 1e-10:
         value = q.max(axis=1) if policy is None else q[np.arange(len(q)), policy]  # (S,)
+        # y for entering each cell; below, its mean over slips.
         entering = maze.reward + args.gamma * np.where(maze.terminal, 0, value)  # (S,)
         moves = entering[maze.neighbor]  # (S, A, 3)
         new = (1 - args.slip_prob) * moves[..., 0] + args.slip_prob * moves[..., 1:].mean(axis=2)
@@ -145,7 +146,7 @@ def init_params(method, sizes):
 
 
 def q_values(params, obs):
-    """Q(s, a) of every action: obs, the numbers of cells (B,) or of one, -> (B, A) or (A,)."""
+    """Q(s, a) of every action: obs, one cell's number or (B,) -> (A,) or (B, A)."""
     if "q_table" in params:  # names are known while compiling, so `if` works
         return params["q_table"][obs]
     # The product with a one-hot row picks a row of w0: a table is a network on one-hot states.
@@ -162,7 +163,7 @@ def update(args, params, obs, action, reward, next_obs, terminated, alpha):
         q_table = params["q_table"]
         return {"q_table": q_table.at[obs, action].add(alpha * (target - q_table[obs, action]))}
 
-    # The gradient of this loss is -(y - Q(s, a)) at the pair and 0 elsewhere.
+    # y is constant here, so the gradient is -(y - Q(s, a)) at the pair and 0 elsewhere.
     def loss_fn(params):
         return 0.5 * (target - q_values(params, obs)[action]) ** 2
 
@@ -190,13 +191,13 @@ def act_and_learn(args, maze, agent, noise):
     # Step.
     state, reward, terminated, truncated = step(args, maze, agent.state, action, slip)
 
-    # Learn. The count includes this visit.
+    # Learn.
     visits = agent.visits.at[obs, action].add(1)
     power = args.decay_power if args.slip_prob > 0 else 0
     alpha = args.learning_rate * visits[obs, action].astype(np.float32) ** -power
     params = update(args, agent.params, obs, action, reward, state.cell, terminated, alpha)
 
-    # Start again in any free cell if the episode has ended.
+    # Start again in any free cell.
     ended = terminated | truncated
     returns = agent.returns + reward
     start = maze.free[(place * len(maze.free)).astype(int)]
@@ -229,15 +230,16 @@ def train(args):
     timesteps = args.total_timesteps or 20_000 * len(exact)
     if not args.total_timesteps and args.slip_prob and args.method == "table":
         timesteps = 50_000 * len(exact) ** 2  # to tell close values apart
-    # NumPy draws: with JAX's draws a step takes 1.3 times as long.
+    chunk = min(2**16, 1 + timesteps // 64)  # steps of a call
+    # NumPy's random numbers: with JAX's, a step takes 1.3 times as long.
     rng = np.random.default_rng(args.seed)
-    noise = rng.random((min(2**16, 1 + timesteps // 64), 4), np.float32)
+    noise = rng.random((chunk, 4), np.float32)
     params = init_params(args.method, exact.shape)
     agent = Agent(params, np.zeros(exact.shape, int), EnvState(maze.start, 0), 0.0)
-    # `jax.tree.map` calls a function on each value in a nested structure (a "pytree"). Here NumPy
-    # gives Python's numbers a fixed type.
+    # `jax.tree.map` calls a function on each value in nested structures ("pytrees"). Here NumPy
+    # gives Python's numbers a fixed type; else JAX compiles twice.
     world, agent = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (maze, agent))
-    # Donated: the new agent takes the memory of the old one.
+    # Donated: the new agent overwrites the old.
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnums=0)
     agent, _, _ = run_chunk(agent, noise, 0)  # compiles, without a step
     compiled = printed = time.time()
@@ -246,11 +248,12 @@ def train(args):
     values = [np.zeros(exact.shape, np.float32)]  # at the start, after each chunk
     with contextlib.suppress(KeyboardInterrupt):
         while env_steps < timesteps:
-            steps = min(len(noise), timesteps - env_steps)
+            steps = min(chunk, timesteps - env_steps)
             # This call returns at once: NumPy draws while JAX works. `device_get` waits for it.
             agent, episodes, total = run_chunk(agent, noise, steps)
             noise = rng.random(noise.shape, np.float32)
-            (q,), episodes, total = jax.device_get((list(agent.params.values()), episodes, total))
+            params, episodes, total = jax.device_get((agent.params, episodes, total))
+            (q,) = params.values()
             env_steps += steps
             values.append(q)
             error = np.abs(q - exact)[maze.free].max()
@@ -279,7 +282,7 @@ def report(timesteps, windows, seconds):
 def evaluate(args, params):
     """The returns (eval_episodes,) of greedy episodes from the start."""
     maze = read_board(args.board)
-    rng = np.random.default_rng(2**31)  # no training has this seed
+    rng = np.random.default_rng(2**31)  # not a training seed
     n = args.eval_episodes
     state = EnvState(np.full(n, maze.start), np.zeros(n, int))
     returns = np.zeros(n)
@@ -294,7 +297,7 @@ def evaluate(args, params):
 
 
 def lost_value(args, params):
-    """How much worse than the best policy the greedy one is, in the worst free cell."""
+    """What the greedy policy loses against the best, in the worst free cell."""
     maze = read_board(args.board)
     (values,) = params.values()
     policy = values.argmax(axis=1)

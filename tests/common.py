@@ -1,4 +1,4 @@
-"""What several test files need: a story to learn from, gradients by differences, comparisons."""
+"""What several test files need: comparisons, a story to learn from, an update by hand."""
 
 from functools import partial
 
@@ -18,15 +18,14 @@ class Story:
     def __init__(self):
         rng = np.random.default_rng(0)
         self.next_obs = rng.normal(size=(12, 2, 4)).astype(np.float32)
-        self.obs = np.concatenate([rng.normal(size=(1, 2, 4)), self.next_obs[:-1]])
-        self.obs = self.obs.astype(np.float32)
+        self.obs = np.concatenate([np.ones((1, 2, 4), np.float32), self.next_obs[:-1]])
         self.reward = rng.normal(size=(12, 2)).astype(np.float32)
         self.action = rng.integers(2, size=(12, 2))
         self.terminated = np.zeros((12, 2), bool)
-        self.truncated = np.zeros((12, 2), bool)
+        self.ended = np.zeros((12, 2), bool)
         self.terminated[4, 0] = True
-        self.truncated[6, 1] = True
-        self.ended = self.terminated | self.truncated
+        self.ended[4, 0] = True
+        self.ended[6, 1] = True
         self.obs[5, 0] = 7.0  # the starts of the next episodes
         self.obs[7, 1] = 8.0
 
@@ -45,15 +44,25 @@ class Story:
         return np.hstack(parts)
 
 
-def gradient(loss_of, params, eps=1e-4):
-    """The gradient of loss_of at params, by central differences in float64."""
-    grads = {}
+def assert_adam_step(dqn, optimizer, update, batch, networks, loss_of, eps=1e-4):
+    """update(learner, batch) is a first step of Adam down the gradient of loss_of, in float64.
+
+    Then the target network moves by a quarter. The gradient is taken by central differences.
+    """
+    params, target = networks
+    ours, ours_target = jax.tree.map(np.float32, networks)
+    learner = dqn.Learner(ours, ours_target, optimizer.init(ours))
+    learner, loss = jax.jit(update)(learner, batch)
+    assert_close(loss, loss_of(params), 1e-3)
     for name, x in params.items():
-        grads[name] = np.zeros_like(x)
+        grads = np.zeros_like(x)
         for i in np.ndindex(x.shape):
             bump = np.zeros_like(x)
             bump[i] = eps
             above = loss_of(params | {name: x + bump})
-            below = loss_of(params | {name: x - bump})
-            grads[name][i] = (above - below) / (2 * eps)
-    return grads
+            grads[i] = (above - loss_of(params | {name: x - bump})) / (2 * eps)
+        np.testing.assert_allclose(learner.opt_state[0].mu[name], grads / 10, rtol=1e-2, atol=1e-3)
+        sure = np.abs(grads) > 1e-3  # a gradient of 0 has no sign
+        assert_close(learner.params[name][sure], (x - 0.02 * np.sign(grads))[sure], 1e-3)
+    moved = jax.tree.map(lambda old, new: old + 0.25 * (new - old), target, learner.params)
+    assert_close(learner.target_params, moved, 1e-4)

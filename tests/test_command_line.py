@@ -1,5 +1,9 @@
-"""What every script promises on its command line; main() runs in this process where it can."""
+"""What every script promises on its command line, and the README beside them.
 
+main() runs in this process where it can.
+"""
+
+import ast
 import contextlib
 import importlib
 import io
@@ -11,39 +15,45 @@ import signal
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import jax
 import numpy as np
 import pytest
+import tyro
+from common import assert_close
 
 ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+CEILINGS = {  # bytes, lines, lines after "# ---------- Command line"
+    "dqn_cartpole_jax": (20_000, 450, 85),
+    "dqn_lunarlander": (20_000, 450, 85),
+    "dqn_pendulum_discretized": (19_500, 440, 80),
+    "q_table_maze": (17_000, 390, 70),
+}
 DQN = "--total-timesteps 1280 --eval-episodes 5 --hidden-sizes 8"
 SMALL = {  # flags of a run of a moment
-    "q_table_maze": "--total-timesteps 20000 --eval-episodes 5",
+    "q_table_maze": "--total-timesteps 20000 --eval-episodes 5 --slip-prob 0.5",
     "dqn_cartpole_jax": DQN,
     "dqn_lunarlander": DQN + " --env-id CartPole-v1",
     "dqn_pendulum_discretized": DQN,
-}
-COLUMNS = {  # of returns.csv
-    "q_table_maze": "env_step,episode_return,largest_error",
-    "dqn_cartpole_jax": "env_step,episode_return,seed",
-    "dqn_lunarlander": "env_step,episode_return",
-    "dqn_pendulum_discretized": "env_step,episode_return",
 }
 BAD = "seed -1|total-timesteps -1|learning-rate -1|gamma nan|eval-episodes 0|output-dir ."
 BAD += "|load-model missing.npz"
 BAD_DQN = BAD + "|total-timesteps 0|batch-size 0|hidden-sizes 8 0|tau 0|buffer-size 0|end-e inf"
 BAD_GYMNASIUM = BAD_DQN + "|env-id Nothing-v0|env-id Taxi-v3|env-id no_module:X-v0"
 BAD_GYMNASIUM += "|env-id Blackjack-v7|reward-scale 0|train-frequency 0|gradient-steps 0"
+BAD_LANDER = "|env-id Pendulum-v1|env-id BipedalWalker-v3|n-step 0|eval-frequency 5|capture-video"
+BAD_PENDULUM = "|env-id CartPole-v1|env-id LunarLander-v3|num-bins 1|max-samples 0"
 BAD_FLAGS = {
-    "q_table_maze": BAD + "|board SXG|slip-prob 2|max-episode-steps 3000000000",
+    "q_table_maze": BAD + "|board SXG|board SF/G|board FFG|board SSG|board 9x9|slip-prob 2",
     "dqn_cartpole_jax": BAD_DQN + "|num-seeds 0|buffer-size 63|total-timesteps 63|n-step 0",
-    "dqn_lunarlander": BAD_GYMNASIUM + "|env-id Pendulum-v1|env-id BipedalWalker-v3|n-step 0"
-    "|eval-frequency 5|eval-frequency -1|capture-video",
-    "dqn_pendulum_discretized": BAD_GYMNASIUM + "|env-id CartPole-v1|env-id LunarLander-v3"
-    "|num-bins 1|max-samples 0",
+    "dqn_lunarlander": BAD_GYMNASIUM + BAD_LANDER,
+    "dqn_pendulum_discretized": BAD_GYMNASIUM + BAD_PENDULUM,
 }
+BAD_CASES = [(script, flag) for script, flags in BAD_FLAGS.items() for flag in flags.split("|")]
 EACH = pytest.mark.parametrize("script", SMALL)
 EACH_DQN = pytest.mark.parametrize("script", [name for name in SMALL if name.startswith("dqn")])
 
@@ -86,9 +96,6 @@ def kept(tmp_path_factory):
     return folder
 
 
-BAD_CASES = [(script, flag) for script, flags in BAD_FLAGS.items() for flag in flags.split("|")]
-
-
 @pytest.mark.parametrize("script,flag", BAD_CASES)
 def test_bad_settings_end_with_one_line(script, flag, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -97,32 +104,17 @@ def test_bad_settings_end_with_one_line(script, flag, tmp_path, monkeypatch):
     assert_refused(script, flags, flag.split()[0].replace("-", "_"))
 
 
-@EACH
-def test_a_missing_package_is_found_before_training(script, tmp_path, monkeypatch):
+MISSING = [(script, "", "matplotlib") for script in SMALL]
+MISSING += [("dqn_lunarlander", "--capture-video", "imageio")]
+MISSING += [("dqn_lunarlander", "--capture-video --env-id Acrobot-v1", "pygame")]
+
+
+@pytest.mark.parametrize("script,flags,package", MISSING)
+def test_a_missing_package_is_found_before_training(script, flags, package, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert_refused(script, "--output-dir new", "output_dir: import of matplotlib")
-
-
-def test_a_video_needs_imageio_and_pictures(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flags = "--capture-video --output-dir new"
-    monkeypatch.setitem(sys.modules, "imageio", None)
-    assert_refused("dqn_lunarlander", flags, "capture_video: import of imageio")
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    lander = importlib.import_module("dqn_lunarlander")
-    make = lander.gymnasium.make
-    monkeypatch.setattr(lander.gymnasium, "make", lambda env_id, **_: make(env_id))
-    assert_refused("dqn_lunarlander", f"{flags} --env-id Acrobot-v1", "capture_video")
-
-
-def wrong_shapes(script):
-    """Layers for 3 or for 7 observations, or for 9 actions."""
-    if script == "dqn_cartpole_jax":
-        shapes = {"few": {"w0": (1, 8, 3)}, "many": {"w0": (1, 8, 7)}}
-        return shapes | {"actions": {"w1": (1, 9, 8), "b1": (1, 9, 1)}}
-    return {"few": {"w0": (3, 8)}, "many": {"w0": (7, 8)}, "actions": {"w1": (8, 9), "b1": (1, 9)}}
+    monkeypatch.setitem(sys.modules, package, None)
+    name = "capture_video" if flags else "output_dir"
+    assert_refused(script, f"{flags} --output-dir new", name)
 
 
 @EACH
@@ -138,16 +130,17 @@ def test_models_that_do_not_fit(script, kept, tmp_path, monkeypatch):
         models += [f"{good} --board SFF/HFG"]  # as many cells
     else:
         arrays = dict(np.load(good))
-        for name, shape in wrong_shapes(script).items():
-            np.savez(f"{name}.npz", **arrays | {key: np.ones(shape[key]) for key in shape})
+        for name in "w0", "w1":  # for fewer observations, and for more actions
+            shape = np.array(arrays[name].shape)
+            shape[shape != 8] += 1
+            np.savez(f"{name}.npz", **arrays | {name: np.ones(shape, np.float32)})
             models += [f"{name}.npz"]
     if script == "dqn_pendulum_discretized":
         models += [f"{good} --num-bins 6", f"{good} --env-id Pendulum-v1"]
         models += [f"{good} --q-input state-action"]
     for model in models:
-        assert_refused(
-            script, f"{SMALL[script]} --output-dir new --load-model {model}", "load_model"
-        )
+        flags = f"{SMALL[script]} --output-dir new --load-model {model}"
+        assert_refused(script, flags, "load_model")
 
 
 @EACH
@@ -158,22 +151,19 @@ def test_a_kept_run_is_complete_and_has_learned(script, kept):
     summary = json.loads((folder / "summary.json").read_text())
     named = "script args versions device env_steps compile_seconds train_seconds steps_per_second"
     assert set(summary) >= set(named.split())
-    assert summary["script"] == f"{script}.py"
     (seed,) = summary["seeds"]
     named = "seed eval_return_mean eval_return_std eval_return_min eval_episodes solved"
     assert set(seed) >= set(named.split())
     header, *rows = (folder / "returns.csv").read_text().splitlines()
+    assert header.startswith("env_step,episode_return")
     steps = [int(row.split(",")[0]) for row in rows]
-    assert header == COLUMNS[script]
     assert len(rows) >= 2
     assert steps == sorted(steps)
     assert 0 < steps[-1] <= summary["env_steps"] == summary["args"]["total_timesteps"]
-    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
     with np.load(folder / "model.npz", allow_pickle=False) as file:
-        learned = [file[name] for name in file.files if name[0] == "b" and name != "board"]
-        learned += [file[name] for name in file.files if name == "q_table"]
-    assert learned
-    for x in learned:  # 0 before the first update
+        arrays = {name: file[name] for name in file.files if name[0] in "bq" and name != "board"}
+    assert arrays
+    for x in arrays.values():  # 0 before the first update
         assert np.any(x)
         assert np.all(np.isfinite(x))
 
@@ -219,17 +209,46 @@ def test_one_copied_file_runs_alone_and_writes_nothing(script, strict, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{script}.py"]
 
 
+def train(script, **changes):
+    """The params and the episodes of a run of a moment."""
+    module = importlib.import_module(script)
+    args = module.tyro.cli(module.Args, args=SMALL[script].split())
+    env = [gymnasium.make(args.env_id)] if hasattr(args, "env_id") else []
+    return module.train(replace(args, **changes), *env)[:2]
+
+
 @EACH
-def test_check_holds_in_a_file_with_postponed_annotations(script):
+def test_same_seed_same_bits_other_seed_other_agent(script):
+    """Although learning overlaps acting."""
+    params, episodes = train(script)
+    assert_close(train(script), (params, episodes))
+    other, _ = train(script, seed=2)
+    for name, x in params.items():
+        assert np.any(x != other[name])
+
+
+@EACH
+def test_integers_stand_for_floats(script):
+    fields = importlib.import_module(script).Args.__dataclass_fields__
+    names = [name for name, field in fields.items() if isinstance(field.default, float)]
+    assert len(names) >= 5
+    assert_close(
+        train(script, **dict.fromkeys(names, 1)), train(script, **dict.fromkeys(names, 1.0))
+    )
+
+
+@EACH
+def test_train_checks_its_settings_in_a_file_with_postponed_annotations(script):
     text = (ROOT / f"{script}.py").read_text()
     first = text.index("import ", text.index('"""\n\nimport'))
-    text = f"{text[:first]}from __future__ import annotations\n{text[first:]}"
     module = type(sys)(f"{script}_copy")
     sys.modules[module.__name__] = module
+    text = f"{text[:first]}from __future__ import annotations\n{text[first:]}"
     exec(compile(text, script, "exec"), module.__dict__)
+    env = [None] if hasattr(module.Args, "env_id") else []
     for name in ("gamma", "eval_episodes", "learning_rate"):
         with pytest.raises(ValueError, match=name):
-            module.check(module.Args(**{name: -1}))
+            module.train(module.Args(**{name: -1}), *env)
 
 
 @EACH
@@ -254,19 +273,52 @@ def test_inline_metadata_names_what_requirements_txt_lists(script):
     text = (ROOT / f"{script}.py").read_text()
     block = re.search(r"# /// script\n((?:#.*\n)+?)# ///\n", text).group(1)
     metadata = tomllib.loads(re.sub("^# ?", "", block, flags=re.M))
-
-    def packages(lines):
-        """a[b,c]>=1 is both a[b]>=1 and a[c]>=1."""
-        found = set()
-        for line in lines:
-            if not line.startswith("#"):
-                parts = re.fullmatch(r"([\w-]+)(?:\[(.*)\])?(\S*)\s*(?:#.*)?", line)
-                name, extras, bounds = parts.groups()
-                found |= {(name, extra, bounds) for extra in (extras or "").split(",")}
-        return found
-
-    listed = packages((ROOT / "requirements.txt").read_text().splitlines())
-    assert packages(metadata["dependencies"]) <= listed
+    listed = re.findall(r"^\w+\S*", (ROOT / "requirements.txt").read_text(), re.M)
+    named = set()
+    for package in metadata["dependencies"]:
+        name, extra, bounds = re.fullmatch(r"(\w+)(?:\[(.*)\])?(.*)", package).groups("")
+        named |= {name}
+        assert any(re.match(name, x) and extra in x and x.endswith(bounds) for x in listed)
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.M))
-    named = {re.match(r"\w+", line).group() for line in metadata["dependencies"]}
     assert imported - set(sys.stdlib_module_names) == named
+
+
+# ---------- What the README and the docstrings promise
+def source(script):
+    return (ROOT / f"{script}.py").read_text()
+
+
+@pytest.mark.parametrize("name", ["README", *CEILINGS])
+def test_every_command_has_flags_that_its_script_takes(name):
+    text = README if name == "README" else ast.get_docstring(ast.parse(source(name)))
+    found = re.findall(r"python (\w+)\.py([^\n]*)", text)
+    assert len(found) >= 2
+    for script, rest in found:
+        if script in CEILINGS and "$" not in rest:
+            flags = rest.split("  ")[0].split()
+            tyro.cli(importlib.import_module(script).Args, args=flags)
+
+
+def test_every_linked_file_exists():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) >= 6
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_snippet_runs():
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code = re.sub(r"^  ", "", snippet, flags=re.MULTILINE)
+    code = code.replace("50_000", "3_000, eval_episodes=2")
+    exec(code, {"env": gymnasium.make("CartPole-v1")})
+
+
+@pytest.mark.parametrize("script", CEILINGS)
+def test_the_files_and_the_readme_stay_small(script):
+    text = source(script)
+    command_line = text.partition("# ---------- Command line")[2]
+    lines = [len(part.splitlines()) for part in (text, command_line)]
+    for size, most in zip((len(text.encode()), *lines), CEILINGS[script], strict=True):
+        assert size <= most
+    assert max(map(len, text.splitlines())) <= 100
+    assert len(README.splitlines()) <= 120

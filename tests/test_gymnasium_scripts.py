@@ -9,10 +9,9 @@ import imageio.v3
 import jax
 import numpy as np
 import pytest
-from common import Story, assert_close, gradient
+from common import Story, assert_adam_step, assert_close
 from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
-from probe import Probe
 
 import dqn_lunarlander as lander
 import dqn_pendulum_discretized as pendulum
@@ -29,6 +28,47 @@ GAMMA = 0.5
 TORQUES = np.linspace(-1, 1, 5, dtype=np.float32)
 
 
+class Probe(gymnasium.Env):
+    """An environment whose values are known; it writes every observation over the one before.
+
+    kind says what pays: "one" pays 1 and ends; "observation" pays what is seen; "later" pays for
+    the second action; "limit" pays 1 until a time limit of 4.
+    """
+
+    observation_space = Box(-1, 1, (1,), np.float32)
+    dress_obs = staticmethod(lambda obs: obs)
+    dress_reward = staticmethod(lambda reward: reward)
+    dress_flag = staticmethod(lambda flag: flag)
+
+    def __init__(self, kind, dqn):
+        self.kind = kind
+        self.action_space = Discrete(2, start=5) if dqn is lander else Box(-1, 1, (1,))
+        self.obs = np.zeros(1, np.float32)
+        self.t = 0
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        self.obs[:] = self.np_random.choice([-1, 1]) if self.kind == "observation" else -1
+        return self.dress_obs(self.obs), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.t += 1
+        reward = 1.0
+        terminated = self.kind != "limit"
+        truncated = self.kind == "limit" and self.t == 4
+        if self.kind == "observation":
+            reward = float(self.obs[0])
+        if self.kind == "later":
+            self.obs[:] = 1
+            terminated = self.t == 2
+            best = action == 6 if np.isscalar(action) else 1 - 2 * abs(action[0] - 0.5)
+            reward = float(best) if terminated else 0.0
+        flags = self.dress_flag(terminated), self.dress_flag(truncated)
+        return self.dress_obs(self.obs), self.dress_reward(reward), *flags, {}
+
+
 def small(dqn, **changes):
     """The Args of a run of a moment; five torques."""
     args = dqn.Args(total_timesteps=1_500, buffer_size=1_000, hidden_sizes=(16,), end_e=0.5)
@@ -38,19 +78,16 @@ def small(dqn, **changes):
     return replace(args, gradient_steps=8, eval_episodes=3, **changes)
 
 
-def probe(kind, dqn):
-    return Probe(kind, continuous=dqn is pendulum)
-
-
 def q_values(dqn, args, params, obs):
+    obs = np.float32([[obs]])
     if dqn is lander:
-        return lander.q_values(params, obs)
-    return pendulum.Q_VALUES[args.q_input](params, obs, TORQUES)
+        return lander.q_values(params, obs)[0]
+    return pendulum.Q_VALUES[args.q_input](params, obs, TORQUES)[0]
 
 
 # ---------- Values that are known
 @EACH_NETWORK
-@pytest.mark.parametrize("kind", ["one", "observation", "action", "later", "limit"])
+@pytest.mark.parametrize("kind", ["observation", "later", "limit"])
 def test_values_that_are_known(kind, dqn, changes):
     """Truncation ends the episode and not the value: a limit is worth 1 / (1 - gamma).
 
@@ -60,27 +97,22 @@ def test_values_that_are_known(kind, dqn, changes):
     args = small(dqn, **changes)
     if dqn is lander and kind == "limit":
         args = replace(args, n_step=3)
-    if kind == "one":
-        args = replace(args, reward_scale=0.5)
-    env = probe(kind, dqn)
+    env = Probe(kind, dqn)
     params, episodes, counts = dqn.train(args, env)
-    before = q_values(dqn, args, params, np.float32([[-1]]))[0]
-    after = q_values(dqn, args, params, np.float32([[1]]))[0]
-    worth = np.array([-1, 1]) if dqn is lander else 1 - 2 * np.abs(TORQUES - 0.5)
+    before = q_values(dqn, args, params, -1)
+    after = q_values(dqn, args, params, 1)
+    worth = np.array([0, 1]) if dqn is lander else 1 - 2 * np.abs(TORQUES - 0.5)
     best = 1.0
     if "max_samples" in changes:
         best = np.mean([max(three) for three in itertools.product(worth, repeat=3)])
-    expected = {"observation": -1, "action": worth, "later": GAMMA * best}
-    expected |= {"one": 0.5, "limit": 1 / (1 - GAMMA)}
-    np.testing.assert_allclose(before, np.broadcast_to(expected[kind], worth.shape), atol=0.2)
+    expected = {"observation": -1.0, "later": GAMMA * best, "limit": 1 / (1 - GAMMA)}[kind]
+    np.testing.assert_allclose(before, np.full(worth.shape, expected), atol=0.2)
     if kind == "later":
         np.testing.assert_allclose(after, worth, atol=0.2)
     if kind == "observation":
         np.testing.assert_allclose(after, np.ones(worth.shape), atol=0.2)
     else:
-        returns = dqn.evaluate(args, params, env)
-        assert returns.shape == (3,)
-        assert np.all(returns == (4 if kind == "limit" else 1))
+        assert np.all(dqn.evaluate(args, params, env) == [4 if kind == "limit" else 1] * 3)
     assert counts["env_steps"] == 1_500
     assert np.all(np.diff(episodes[:, 0]) == {"limit": 4, "later": 2}.get(kind, 1))
 
@@ -101,12 +133,11 @@ SAME = {  # forms of what an environment gives, which must make no difference
 
 @BOTH
 @pytest.mark.parametrize("form", SAME)
-def test_the_form_of_observations_and_rewards_makes_no_difference(form, dqn, monkeypatch):
+def test_the_form_of_observations_and_rewards_makes_no_difference(form, dqn):
     args = small(dqn, total_timesteps=200)
-    plain = dqn.train(args, probe("observation", dqn))
-    env = probe("observation", dqn)
-    for name, function in SAME[form].items():
-        monkeypatch.setattr(env, name, function)
+    plain = dqn.train(args, Probe("observation", dqn))
+    env = Probe("observation", dqn)
+    vars(env).update(SAME[form])
     assert_close(dqn.train(args, env)[:2], plain[:2])
 
 
@@ -123,11 +154,11 @@ SPACES = {  # an observation space, how many numbers its observations become
 
 @BOTH
 @pytest.mark.parametrize("name", SPACES)
-def test_observations_of_every_kind_are_flattened(name, dqn, monkeypatch):
+def test_observations_of_every_kind_are_flattened(name, dqn):
     space, size = SPACES[name]
-    env = probe("one", dqn)
+    env = Probe("one", dqn)
     env.observation_space = space
-    monkeypatch.setattr(env, "dress_obs", lambda obs: space.sample())
+    env.dress_obs = lambda obs: space.sample()
     args = small(dqn, total_timesteps=100)
     params, _, _ = dqn.train(args, env)
     assert params["w0"].shape == (size, 16)
@@ -138,39 +169,37 @@ class Mission(spaces.Space):
     """A space unknown to Gymnasium, such as one of minigrid's."""
 
 
-UNSUITABLE = {
-    lander: [(None, Box(-1, 1, (1,))), (None, spaces.MultiDiscrete([2, 2]))],
-    pendulum: [(None, Discrete(2)), (None, Box(-1, 1, (2,))), (None, Box(-np.inf, np.inf, (1,)))],
-}
-for both in UNSUITABLE.values():
-    both += [(spaces.Text(5), None), (spaces.Sequence(Discrete(2)), None)]
-    both += [(Mission(), None)]
-    both += [(spaces.Graph(Discrete(2), None), None)]
-    both += [(spaces.Dict({"a": Discrete(2), "b": spaces.Text(5)}), None)]
-CASES = [(dqn, case) for dqn, cases in UNSUITABLE.items() for case in cases]
+UNSUITABLE = [spaces.Text(5), spaces.Sequence(Discrete(2)), Mission()]
+UNSUITABLE += [spaces.Graph(Discrete(2), None), spaces.Dict({"a": spaces.Text(5)})]
+UNSUITABLE = [(dqn, space, None) for space in UNSUITABLE for dqn in (lander, pendulum)]
+UNSUITABLE += [(lander, None, space) for space in (Box(-1, 1, (1,)), spaces.MultiDiscrete([2, 2]))]
+for space in (Discrete(2), Box(-1, 1, (2,)), Box(-np.inf, np.inf, (1,))):
+    UNSUITABLE += [(pendulum, None, space)]
 
 
-@pytest.mark.parametrize("dqn,case", CASES)
-def test_spaces_that_do_not_fit_are_refused_by_name(dqn, case):
-    env = probe("one", dqn)
-    observation_space, action_space = case
+@pytest.mark.parametrize("dqn,observation_space,action_space", UNSUITABLE)
+def test_spaces_that_do_not_fit_are_refused_by_name(dqn, observation_space, action_space):
+    env = Probe("one", dqn)
     env.observation_space = observation_space or env.observation_space
     env.action_space = action_space or env.action_space
-    unfit = type(observation_space or action_space).__name__
-    with pytest.raises(ValueError, match=unfit):
+    with pytest.raises(ValueError, match=type(observation_space or action_space).__name__):
         dqn.train(small(dqn), env)
 
 
+OBS = np.zeros(1, np.float32)
+WRONG = {
+    "reset without a seed": ("reset", lambda: (OBS, {})),
+    "reset without info": ("reset", lambda seed=None, options=None: OBS),
+    "four values": ("step", lambda action: (OBS, 1.0, True, {})),
+}
+
+
 @BOTH
-@pytest.mark.parametrize("wrong", ["reset without a seed", "reset without info", "four values"])
+@pytest.mark.parametrize("wrong", WRONG)
 def test_another_api_is_refused_with_the_right_one(wrong, dqn):
-    env = probe("one", dqn)
-    if wrong == "reset without a seed":
-        env.reset = lambda: (np.zeros(1, np.float32), {})
-    if wrong == "reset without info":
-        env.reset = lambda seed=None, options=None: np.zeros(1, np.float32)
-    if wrong == "four values":
-        env.step = lambda action: (np.zeros(1, np.float32), 1.0, True, {})
+    env = Probe("one", dqn)
+    name, function = WRONG[wrong]
+    setattr(env, name, function)
     with pytest.raises(ValueError, match="Gymnasium's API is reset"):
         dqn.train(small(dqn), env)
 
@@ -178,36 +207,24 @@ def test_another_api_is_refused_with_the_right_one(wrong, dqn):
 @BOTH
 def test_an_episode_without_an_end_stops_the_evaluation(dqn, monkeypatch):
     """At a hundredth of the bound, to save time."""
-    env = probe("limit", dqn)
+    env = Probe("limit", dqn)
     args = small(dqn, total_timesteps=100)
     params, _, _ = dqn.train(args, env)
-    env.step = lambda action: (np.zeros(1, np.float32), 1.0, False, False, {})
-    bounds = []
-
-    def shorter(*numbers):
-        if numbers == (100_000,):
-            bounds.append(numbers)
-            return range(1_000)
-        return range(*numbers)
-
-    monkeypatch.setattr(dqn, "range", shorter, raising=False)
+    env.step = lambda action: (OBS, 1.0, False, False, {})
+    monkeypatch.setattr(dqn, "range", lambda n: range(min(n, 1_000)), raising=False)
     with pytest.raises(TimeoutError, match="TimeLimit"):
         dqn.evaluate(args, params, env)
-    assert len(bounds) == 1
 
 
 @BOTH
 @pytest.mark.parametrize("what", ["observation", "reward", "loss"])
-def test_a_number_that_is_not_finite_ends_the_run_by_name(what, dqn, monkeypatch):
-    env = probe("one", dqn)
+def test_a_number_that_is_not_finite_ends_the_run_by_name(what, dqn):
+    env = Probe("one", dqn)
     args = small(dqn, total_timesteps=100)
     if what == "observation":
-        monkeypatch.setattr(env, "dress_obs", lambda obs: np.full(1, np.nan, np.float32))
-    if what == "reward":
-        monkeypatch.setattr(env, "dress_reward", lambda reward: np.inf)
-    if what == "loss":
-        args = replace(args, reward_scale=1e9)
-        monkeypatch.setattr(env, "dress_reward", lambda reward: 1e25)
+        env.dress_obs = lambda obs: obs * np.float32("nan")
+    else:
+        env.dress_reward = lambda reward: np.inf if what == "reward" else 1e25
     with pytest.raises(FloatingPointError, match=f"{what} is not finite"):
         dqn.train(args, env)
 
@@ -241,14 +258,15 @@ def test_the_queue_sums_rewards_and_stops_at_ends(n_step):
 
 @BOTH
 def test_the_ring_keeps_the_newest_and_draws_all_that_is_filled(dqn):
-    args = small(dqn, batch_size=40)
-    args = replace(args, buffer_size=4)
+    args = replace(small(dqn), batch_size=40, buffer_size=4)
+    sample = lander.sample
+    if dqn is pendulum:
+        sample = lambda *inputs: pendulum.sample(*inputs, TORQUES)[0]  # noqa: E731
     arrays = [np.zeros((4, 1), np.float32), np.zeros(4, int), np.zeros(4), np.zeros(4)]
     buffer = dqn.Transition(*arrays, np.zeros((4, 1), np.float32))
     for t in range(6):
         dqn.add(buffer, t, dqn.Transition(np.array([t]), t + 1, t + 2, t + 3, np.array([t + 4])))
-        drawn = dqn.sample(args, np.random.default_rng(0), buffer, t + 1, *torques_for(dqn))
-        batch = drawn if dqn is lander else drawn[0]
+        batch = sample(args, np.random.default_rng(0), buffer, t + 1)
         assert batch.obs.shape == (8, 40, 1)
         obs = batch.obs[..., 0]
         assert set(obs.ravel()) == set(range(max(0, t - 3), t + 1))
@@ -256,10 +274,6 @@ def test_the_ring_keeps_the_newest_and_draws_all_that_is_filled(dqn):
         assert np.all(batch.reward == obs + 2)
         assert np.all(batch.discount == obs + 3)
         assert np.all(batch.next_obs[..., 0] == obs + 4)
-
-
-def torques_for(dqn):
-    return [TORQUES] if dqn is pendulum else []
 
 
 # ---------- Network and learning
@@ -280,113 +294,61 @@ def numpy_q(args, params, obs, torques):
     return q[..., 0] if with_torque else q
 
 
-def networks(dqn, args):
-    """Random weights, in float64, of two networks."""
-    rng = np.random.default_rng(0)
-    with_torque = getattr(args, "q_input", "") == "state-action"
-    outputs = 2 if dqn is lander else 5
-    sizes = (5, 6, 5, 1) if with_torque else (4, 6, 5, outputs)
-    shapes = dqn.init_params(rng, sizes)
-    return [{name: rng.normal(size=x.shape) for name, x in shapes.items()} for _ in range(2)]
-
-
 @EACH_NETWORK
 def test_updates_are_steps_of_adam_on_the_squared_error(dqn, changes):
     """Against NumPy: y = r + discount * max Q(next_obs; w-), or the value of w's choice."""
-    args = small(dqn, **changes, batch_size=12)
-    args = replace(args, tau=0.25)
+    args = replace(small(dqn, **changes), batch_size=12, tau=0.25)
     story = Story()
-    obs, next_obs, reward, action = (
-        x[:, 0] for x in (story.obs, story.next_obs, story.reward, story.action)
-    )
-    discount = 0.9 * ~story.terminated[:, 0]
-    params, target = networks(dqn, args)
-    drawn = TORQUES
-    if "max_samples" in changes:
-        drawn = TORQUES[:3]
-    chooser = params if dqn is lander else target
-    choice = numpy_q(args, chooser, next_obs, drawn).argmax(axis=1)
-    y = reward + discount * numpy_q(args, target, next_obs, drawn)[np.arange(12), choice]
+    fields = story.obs, story.next_obs, story.reward, story.action, story.terminated
+    obs, next_obs, reward, action, terminated = (x[:, 0] for x in fields)
+    discount = np.float32(0.9) * ~terminated
+    sizes = (4, 6, 5, 2)
+    if dqn is pendulum:
+        sizes = (5, 6, 5, 1) if changes else (4, 6, 5, 5)
+    rng = np.random.default_rng(0)
+    draw = partial(jax.tree.map, lambda x: rng.normal(size=x.shape))
+    shapes = dqn.init_params(rng, sizes)
+    networks = draw(shapes), draw(shapes)
+    drawn = TORQUES[: changes.get("max_samples")]
 
     def loss_of(params):
-        return np.mean((y - numpy_q(args, params, obs, TORQUES)[np.arange(12), action]) ** 2)
+        q = numpy_q(args, params, obs, TORQUES)[np.arange(12), action]
+        return np.mean((y - q) ** 2)
 
-    ours, ours_target = jax.tree.map(np.float32, (params, target))
-    learner = dqn.Learner(ours, ours_target, dqn.make_optimizer(args).init(ours))
-    batch = dqn.Transition(obs, action, reward, np.float32(discount), next_obs)
-    if dqn is lander:
-        learner, loss = jax.jit(partial(dqn.update, args))(learner, batch)
-    else:
-        torques = jax.numpy.asarray(TORQUES)
-        learner, loss = jax.jit(partial(dqn.update, args, torques))(learner, (batch, drawn))
-    grads = gradient(loss_of, params)
-    assert_close(loss, loss_of(params), 1e-3)
-    for name, g in grads.items():
-        np.testing.assert_allclose(learner.opt_state[0].mu[name], 0.1 * g, rtol=1e-2, atol=1e-3)
-        sure = np.abs(g) > 1e-3  # a gradient of 0 has no sign
-        expected = params[name] - 0.02 * np.sign(g)
-        np.testing.assert_allclose(learner.params[name][sure], expected[sure], atol=1e-3)
-    moved = jax.tree.map(lambda old, new: old + 0.25 * (new - old), target, learner.params)
-    assert_close(learner.target_params, moved, 1e-5)
+    chooser = networks[0] if dqn is lander else networks[1]
+    choice = numpy_q(args, chooser, next_obs, drawn).argmax(axis=1)
+    y = reward + discount * numpy_q(args, networks[1], next_obs, drawn)[np.arange(12), choice]
+    batch = dqn.Transition(obs, action, reward, discount, next_obs)
+    update = partial(lander.update, args)
+    if dqn is pendulum:
+        update = partial(pendulum.update, args, jax.numpy.asarray(TORQUES))
+        batch = batch, drawn
+    assert_adam_step(dqn, dqn.make_optimizer(args), update, batch, networks, loss_of)
 
 
 @BOTH
 def test_the_learning_rate_falls_to_0(dqn):
-    args = small(dqn, total_timesteps=160)  # 10 groups of 8 updates
-    optimizer = dqn.make_optimizer(args)
-    one = np.ones(1, np.float32)
-    adam, schedule = optimizer.init(one)
-    for count, size in ((0, 0.02), (40, 0.01), (79, 0.00025), (80, 0.0)):
-        state = adam, schedule._replace(count=np.int32(count))
-        np.testing.assert_allclose(optimizer.update(one, state)[0], -size, rtol=1e-3, atol=1e-9)
+    optimizer = dqn.make_optimizer(small(dqn, total_timesteps=160))  # 10 groups of 8 updates
+    state = optimizer.init(np.float32(1))
+    sizes = []
+    for _ in range(81):
+        size, state = optimizer.update(np.float32(1), state)
+        sizes.append(-size)
+    assert_close(sizes[::40], [0.02, 0.01, 0.0], 1e-4)
 
 
 # ---------- Runs
-@pytest.mark.parametrize("dqn,env_id", [(lander, "CartPole-v1"), (pendulum, "Pendulum-v1")])
-def test_same_seed_same_bits_other_seed_other_agent(dqn, env_id, tmp_path):
-    """Although learning overlaps acting, and although the lander's snapshots come between."""
-    args = small(dqn)
-    env = gymnasium.make(env_id)
-    params, episodes, _ = dqn.train(args, env)
-    snapshots = {}
-    if dqn is lander:
-        snapshots = {"eval_frequency": 500, "output_dir": str(tmp_path)}
-    again = dqn.train(replace(args, **snapshots), env)
-    other = dqn.train(replace(args, seed=2), env)
-    assert_close(again[:2], (params, episodes))
-    assert not np.any(params["w0"] == other[0]["w0"])
-    assert not np.any(params["w1"] == other[0]["w1"])
-    if dqn is lander:
-        names = sorted(path.name for path in tmp_path.iterdir())
-        assert names == [f"model_{step:08}.npz" for step in (500, 1000, 1500)]
-        assert_close(lander.load_model(tmp_path / "model_00001500.npz"), params)
-
-
-@BOTH
-def test_integers_stand_for_floats(dqn):
-    names = ["learning_rate", "gamma", "tau", "reward_scale", "end_e", "exploration_fraction"]
-    whole = dict.fromkeys(names, 1)
-    args = replace(small(dqn), total_timesteps=200, **whole)
-    decimals = replace(args, **{name: float(value) for name, value in whole.items()})
-    env = probe("limit", dqn)
-    assert_close(dqn.train(args, env)[0], dqn.train(decimals, env)[0])
-
-
-@BOTH
-def test_train_checks_its_settings(dqn):
-    with pytest.raises(ValueError, match="n_step" if dqn is lander else "num_bins"):
-        dqn.train(replace(small(dqn), **{"n_step" if dqn is lander else "num_bins": 0}), None)
-    if dqn is lander:
-        with pytest.raises(ValueError, match="eval_frequency.*output_dir"):
-            dqn.train(small(dqn, eval_frequency=500), None)
-
-
-def test_snapshots_are_filmed(tmp_path):
-    args = small(lander, env_id="CartPole-v1", capture_video=True, eval_frequency=750)
+def test_snapshots_are_filmed_and_change_nothing(tmp_path):
+    args = small(lander, env_id="CartPole-v1")
+    plain, _, _ = lander.train(args, gymnasium.make("CartPole-v1"))
+    args = replace(args, eval_frequency=750, capture_video=True)
+    with pytest.raises(ValueError, match="eval_frequency.*output_dir"):
+        lander.check(args)
     assert lander.main(replace(args, output_dir=str(tmp_path / "run"))) == 0
+    for name in ("model_00001500", "model"):
+        assert_close(lander.load_model(tmp_path / "run" / f"{name}.npz"), plain)
     films = sorted(path.name for path in (tmp_path / "run").glob("*.gif"))
     assert films == ["model.gif", "model_00000750.gif", "model_00001500.gif"]
     frames = imageio.v3.imread(tmp_path / "run" / "model.gif")
-    assert len(frames) > 1
     assert frames.shape[3] == 3
     assert np.any(frames[0] != frames[-1])
