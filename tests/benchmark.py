@@ -2,7 +2,8 @@
 
 Each run is a script started as a user starts it, in a process of its own with one thread and on
 one core, two processes at a time. Finished runs are kept in runs/benchmark, and not repeated as
-long as the code above Command line and the flags stay the same. Writes results/results.csv, the
+long as the code above Command line and the flags stay the same (docstrings and comments aside).
+Writes results/results.csv, the
 ablations, the pictures, and the table of the README. With --against DIR, a checkout of an earlier
 commit, it measures nothing but speed: alternating runs of both, as ratios.
 No default was chosen with the seeds used here.
@@ -51,6 +52,7 @@ class Row:
     runs: int = 10
     agents: int = 1
     readme: str = ""  # its name in the README's table; not in it if empty
+    change: tuple[str, str] = ("", "")  # of one line, in a copy of the script: before and after
 
 
 def maze_rows():
@@ -72,23 +74,42 @@ ROWS = [
     Row("Acrobot", LANDER, "--env-id Acrobot-v1", 6100, 5, readme="Acrobot-v1"),
     Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1", 6100, 5),
     Row("InvertedPendulum", PENDULUM, readme=INVERTED),
-    Row("Pendulum", PENDULUM, SWING, readme="Pendulum-v1 (best with 5 torques: -136)"),
+    Row("Pendulum", PENDULUM, SWING, readme="Pendulum-v1"),
     Row("1000 torques", PENDULUM, f"{THOUSAND} --eval-episodes 20", readme="1000 torques"),
     Row("Pendulum, 1000 torques", PENDULUM, f"{THOUSAND} {SWING}", 6100, 4),
     *maze_rows(),
 ]
-# Each ablation changes a flag of the defaults. What that costs stands in results/ablations.md.
+# Each ablation changes a flag of the defaults, or a line of a copy: results/ablations.md.
 ABLATIONS = {
     CARTPOLE: "--n-step 1|--buffer-size 9600|--gamma 0.98|--hidden-sizes 64 64|--hidden-sizes 48"
     "|--exploration-fraction 0.2|--end-e 0.05|--num-envs 128",
     LANDER: "--n-step 1|--tau 0.0125|--buffer-size 200000|--reward-scale 1",
     PENDULUM: "--gamma 0.99|--buffer-size 30000|--num-bins 11|--reward-scale 1",
 }
+TARGET = "target = batch.reward + batch.discount * next_q"
+GAP = " - 0.8 * (q_values(learner.target_params, batch.obs).max(axis=1)"
+GAP += " - q_values(learner.target_params, batch.obs)[rows, batch.action])"
+SOFT = "optax.incremental_update(params, learner.target_params, args.tau)"
+COPY = "optax.periodic_update(params, learner.target_params, opt_state[0].count, {})"
+CHOICE = "jnp.argmax(q_values(learner.params, batch.next_obs), axis=1)"
+LAYER = 'normalize(x @ params[f"w{i}"] + params[f"b{i}"])'
+CHANGES = {
+    (CARTPOLE, "w- copies w every 20 updates"): (SOFT, COPY.format(20)),
+    (LANDER, "w- copies w every 200 updates"): (SOFT, COPY.format(200)),
+    (LANDER, "action gap (advantage learning) of 0.8"): (TARGET, TARGET + GAP),
+    (LANDER, "no Double DQN"): (CHOICE, CHOICE.replace("learner.params", "learner.target_params")),
+    (LANDER, "no layer normalization"): (LAYER, LAYER.removeprefix("normalize")),
+}
 for ablated, all_flags in ABLATIONS.items():
     together = 100 if ablated == CARTPOLE else 1
+    several = 1 if ablated == CARTPOLE else 10
     for flags in all_flags.split("|"):
         name = f"ablation {ablated} {flags}"
-        ROWS.append(Row(name, ablated, flags, 6000, 1 if together == 100 else 10, together))
+        ROWS.append(Row(name, ablated, flags, 6000, several, together))
+    for (script, what), change in CHANGES.items():
+        if script == ablated:
+            name = f"ablation {ablated} {what}"
+            ROWS.append(Row(name, ablated, "", 6000, several, together, change=change))
 # The settings of the five tutorials, or the nearest that our flags allow: results/tutorials.md.
 JYM = "--num-envs 1 --buffer-size 512 --batch-size 32 --hidden-sizes 64 64 64 --n-step 1"
 JYM += " --learning-rate 1e-3 --gamma 0.9 --tau 0.1 --end-e 0.015 --total-timesteps 20000"
@@ -122,11 +143,29 @@ def start(script, flags, folder, cores, environment=None):
     return time.perf_counter() - begin
 
 
+class WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node):
+        return None if isinstance(node.value, ast.Constant) else node
+
+
+def prepare(row):
+    """The script of a row, changed if it says so, and a hash of its code above Command line."""
+    script = ROOT / row.script
+    text = script.read_text()
+    before, after = row.change
+    if before:
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+        script = RUNS / f"changed_{hashlib.sha256(after.encode()).hexdigest()[:12]}.py"
+        script.write_text(text)
+    tree = ast.parse(text.partition("# ---------- Command line")[0])
+    code = ast.dump(WithoutDocstrings().visit(tree))
+    return script, hashlib.sha256(code.encode()).hexdigest()[:12]
+
+
 def measure(row, runs_of):
     """The line of results.csv for a row. runs_of keeps what finished: name to list of folders."""
-    lesson = (ROOT / row.script).read_text().partition("# ---------- Command line")[0]
-    tree = ast.parse(lesson).body[1:]  # without the docstring; comments do not count either
-    code = hashlib.sha256(ast.dump(ast.Module(tree, [])).encode()).hexdigest()[:12]
+    script, code = prepare(row)
     free = ["0", "1"] if os.cpu_count() > 1 else ["0"]
     processes = len(free)
 
@@ -139,7 +178,7 @@ def measure(row, runs_of):
         if not (folder / "summary.json").exists():
             core = free.pop()
             try:
-                start(row.script, flags, folder, core, {"OMP_NUM_THREADS": "1"})
+                start(script, flags, folder, core, {"OMP_NUM_THREADS": "1"})
             finally:
                 free.append(core)
         return folder
@@ -171,24 +210,28 @@ def measure(row, runs_of):
 
 def write_ablations(found):
     """results/ablations.md, a table for each script; found maps a name to its line."""
-    text = ["# Ablations", ""]
-    text += [
-        "What becomes of the result when one default changes: greedy return over 100 episodes,"
-    ]
-    text += ["its 95 % interval over the agents, the worst agent, and how many agents reach the"]
-    text += [
-        "threshold. Made by `python tests/benchmark.py` from seeds on which nothing was tuned."
-    ]
+    text = """# Ablations
+
+What becomes of the result when one default changes: greedy return over 100 episodes, its 95 %
+interval over the agents, the worst agent, and how many agents reach Gymnasium's threshold. Where no
+flag is named, one line of a copy of the script was changed (CHANGES in tests/benchmark.py). Made by
+`python tests/benchmark.py` from seeds on which nothing was tuned; the lines are in
+[results.csv](results.csv).
+"""
     names = ("CartPole", "LunarLander", "InvertedPendulum")
-    for (script, all_flags), default in zip(ABLATIONS.items(), names, strict=True):
-        text += ["", f"## {script}", ""]
-        text += ["| changed | seeds | greedy return | worst seed | solved |", "| --- " * 5 + "|"]
-        for name in [default] + [f"ablation {script} {flags}" for flags in all_flags.split("|")]:
-            if x := found.get(name):
-                changed = f"`{x['flags']}`" if x["flags"] else "nothing: the defaults"
-                cells = changed, x["seeds"], f"{x['mean']} ± {x['interval']}", x["worst"]
-                text += ["| " + " | ".join(map(str, (*cells, x["solved"]))) + " |"]
-    (RESULTS / "ablations.md").write_text("\n".join(text) + "\n")
+    for script, default in zip(ABLATIONS, names, strict=True):
+        text += f"\n## {script}\n\n"
+        text += (
+            "| changed | seeds | greedy return | worst agent | solved |\n" + "| --- " * 5 + "|\n"
+        )
+        prefix = f"ablation {script} "
+        for name, x in found.items():
+            if name == default or name.startswith(prefix):
+                what = f"`{x['flags']}`" if x["flags"] else name.removeprefix(prefix)
+                what = "nothing: the defaults" if name == default else what
+                cells = what, x["seeds"], f"{x['mean']} ± {x['interval']}", x["worst"], x["solved"]
+                text += "| " + " | ".join(map(str, cells)) + " |\n"
+    (RESULTS / "ablations.md").write_text(text)
 
 
 def write_table(lines):
@@ -349,7 +392,7 @@ def main(only: tuple[str, ...] = (), against: Path | None = None, pairs: int = 5
     if against:
         return compare(against.resolve(), only, pairs)
     kept = {}
-    if (RESULTS / "results.csv").exists():
+    if only and (RESULTS / "results.csv").exists():
         kept = {line["name"]: line for line in csv.DictReader((RESULTS / "results.csv").open())}
     runs_of = {}
     for row in ROWS:

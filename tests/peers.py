@@ -3,7 +3,8 @@
 python tests/peers.py --cleanrl DIR --purejaxrl DIR --jym DIR [--only NAME ...] [--pairs N]
 
 DIR is a checkout of github.com/vwxyzjn/cleanrl, luchris429/purejaxrl or RPegoud/jym;
-Stable-Baselines3 and SBX come from PyPI. Writes results/peers.csv and prints the two tables.
+Stable-Baselines3 and SBX come from PyPI. Writes results/peers.csv, and peers.md with the
+two tables.
 Nobody's compiling is timed: PureJaxRL and jym are compiled ahead; where a loop compiles as it goes,
 the time that JAX reports for tracing and compiling is subtracted. Every agent's greedy return is
 the mean of 100 episodes with its last weights.
@@ -367,7 +368,9 @@ def main(
         if not only or {row.name, row.peer} & set(only):
             kept[row.name] = measure(row, checkouts.get(row.peer), pairs)
     lines = [dict.fromkeys(COLUMNS, "") | kept[row.name] for row in ROWS if row.name in kept]
-    print(tables(lines))
+    text = tables(lines)
+    print(text)
+    RESULTS.with_suffix(".md").write_text(text)
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
