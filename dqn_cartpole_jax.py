@@ -22,7 +22,7 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
 Measured on new seeds: 300 of 300 solved, mean 500.0, after about 0.2 s of training each.
 
 Differences from Mnih et al.:
-- Targets sum n rewards, then add Q (Sutton 1988), though some actions were random (--n-step).
+- Targets sum n rewards, then add Q (Sutton 1988), as if all actions were greedy (--n-step).
 - 64 environments step between two updates (--num-envs); learning starts at once.
 - The target network moves a little at every update (--tau).
 - More actions stay random, to learn recoveries (--end-e).
@@ -131,7 +131,7 @@ def init_params(rng, sizes):
 
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) -> (B, A)."""
-    x = (obs / OBS_SCALE).T  # (O, B): with rows, x @ w + b, training takes 1.3 times as long
+    x = (obs / OBS_SCALE).T  # (O, B): columns train 1.3 times as fast as rows, x @ w
     last = len(params) // 2 - 1
     for i in range(last):
         x = jax.nn.relu(params[f"w{i}"] @ x + params[f"b{i}"])
@@ -157,7 +157,7 @@ def add(buffer, added, new):
 
 
 def sample(args, key, buffer, added):
-    """Draw B transitions uniformly, and extend each to n steps if possible."""
+    """Draw B transitions uniformly. Extend each to n steps if possible."""
     # Transitions are numbered as added, N a step. Number i is in row i % buffer_size.
     oldest = jnp.maximum(added - args.buffer_size, 0)
     start = oldest + (jax.random.uniform(key, (args.batch_size,)) * (added - oldest)).astype(int)
@@ -166,7 +166,7 @@ def sample(args, key, buffer, added):
     discount = buffer.discount[first]
     for k in range(1, args.n_step):
         later = start + k * args.num_envs  # k steps later in the same environment
-        # Over, or not yet added: last stays, so stop stays true.
+        # Once true, stop stays true: last stays at an end, and later grows.
         stop = buffer.ended[last] | (later >= added)
         last = jnp.where(stop, last, later % args.buffer_size)
         reward += jnp.where(stop, 0, discount * buffer.reward[last])
@@ -194,7 +194,7 @@ def update(args, learner, batch):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two pure functions, init and update, made while compiling.
+    # An optax optimizer is two pure functions, init and update. Its memory is opt_state.
     updates, opt_state = optax.adam(args.learning_rate).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
@@ -214,17 +214,17 @@ class Agent(NamedTuple):  # everything that changes in training
 
 
 def init_agents(args):
-    """The agents of all seeds: arrays with a first axis K, divided among devices (see main)."""
+    """The agents of all seeds: arrays with a first axis K, divided among devices."""
     N = args.num_envs
     seeds = args.seed + np.arange(args.num_seeds)
     sizes = (OBS_SIZE, *args.hidden_sizes, ACTIONS)
-    # NumPy draws the weights; JAX would take a second to compile.
+    # NumPy draws the weights: JAX would compile for a second.
     params = [init_params(np.random.default_rng(seed), sizes) for seed in seeds]
-    params = jax.tree.map(lambda *x: np.stack(x), *params)  # (K, ...) each
+    params = jax.tree.map(lambda *x: np.stack(x), *params)
 
     def init_agent(seed, params):
         key = jax.random.key(seed)
-        # Only shapes matter, as the first step resets.
+        # Only shapes: the first step resets.
         shapes = jax.eval_shape(jax.vmap(reset), jax.random.split(key, N))
         state = jax.tree.map(jnp.zeros_like, shapes)
         obs = jnp.zeros((args.buffer_size, OBS_SIZE))
@@ -233,6 +233,7 @@ def init_agents(args):
         learner = Learner(params, params, optax.adam(args.learning_rate).init(params))
         return Agent(key, 0, state, jnp.ones(N, bool), jnp.zeros(N), buffer, learner)
 
+    # Axis K is split over devices; so is what compiles for it.
     devices = max(n for n in range(1, jax.device_count() + 1) if args.num_seeds % n == 0)
     sharding = jax.NamedSharding(jax.sharding.Mesh(jax.devices()[:devices], "K"), jax.P("K"))
     return jax.jit(jax.vmap(init_agent), out_shardings=sharding)(seeds, params)
@@ -262,7 +263,7 @@ def joint_step(args, agent, _):
     # Step.
     keys = jax.random.split(step_key, N)
     state, reward, terminated, truncated = jax.vmap(step)(keys, state, action)
-    reward = reward.reshape(N)  # from (N,) or (N, 1)
+    reward = reward.reshape(N)  # yours may be (1,)
     ended = terminated | truncated
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
 
@@ -286,21 +287,21 @@ def train(args):
     started = time.time()
     agents = init_agents(args)
     joint_steps = args.total_timesteps // args.num_envs
-    chunks = max(1, joint_steps // 500)  # between them, Python prints
+    chunks = max(1, joint_steps // 500)  # in between, Python prints
 
     # `scan` is `for _ in range(length): agent, output = joint_step(args, agent, None)`, compiled.
     # It stacks the outputs: ended (K, T, N).
     def run_chunk(agent):
         return jax.lax.scan(partial(joint_step, args), agent, length=joint_steps // chunks)
 
-    # Donated: the new agents overwrite the old. Compiled now, before the timing.
+    # Donated: the new agents overwrite the old. Compiled before the timing.
     run_chunks = jax.jit(jax.vmap(run_chunk), donate_argnums=0).lower(agents).compile()
     compiled = printed = time.time()
     history = []
     try:
         for chunk in range(chunks):
             agents, outputs = run_chunks(agents)
-            # Params too: after Ctrl-C, the donated agents may be gone.
+            # Params too: Ctrl-C may lose the donated agents.
             history.append(jax.device_get((agents.learner.params, *outputs)))
             if time.time() - printed > 1 or chunk == chunks - 1:
                 printed = time.time()

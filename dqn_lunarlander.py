@@ -24,10 +24,10 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
 Measured on ten new seeds: all solved, mean 268, worst agent 229, after about 40 s each.
 
 Differences from Mnih et al.:
-- Targets sum n rewards, then add Q (Sutton 1988), though some actions were random (--n-step).
+- Targets sum n rewards, then add Q (Sutton 1988), as if all actions were greedy (--n-step).
 - w picks the best next action, and w- values it (Double DQN, van Hasselt et al. 2016).
 - The target network moves a little at every update (--tau).
-- The agent acts with weights one group of updates old, and learns at once.
+- The agent acts with weights one group of updates old; no warm-up.
 - Adam replaces RMSProp; its learning rate falls to 0 (--learning-rate); errors are not clipped.
 - Hidden layers are normalized; rewards are scaled, not clipped (--reward-scale).
 
@@ -135,10 +135,10 @@ def normalize(x):
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (G, B, ...)
+class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B, ...)
     obs: Array
     action: Array
-    reward: Array  # discounted sum of k scaled rewards, k <= n
+    reward: Array  # discounted sum of k <= n scaled rewards
     discount: Array  # of the value of next_obs: gamma^k, or 0 if terminated
     next_obs: Array  # k steps after obs, before any reset
 
@@ -205,7 +205,7 @@ def update(args, learner, batch):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two pure functions, init and update, made while compiling.
+    # An optax optimizer is two pure functions, init and update. Its memory is opt_state.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
@@ -215,7 +215,7 @@ def update(args, learner, batch):
 
 def learn(args, learner, batches):
     """A group of updates. Returns the Learner and the losses (G,)."""
-    # `scan` is a compiled loop over the first axis of all arrays (G); it stacks the losses.
+    # `scan` is a compiled loop over the first axis of batches (G); it stacks the losses.
     return jax.lax.scan(partial(update, args), learner, batches)
 
 
@@ -252,7 +252,7 @@ def run_steps(args, env, rng, learner, learn_group, buffer):
 
         # Learn.
         if added and env_steps % args.train_frequency == 0:
-            # Wait for the previous group's weights, and act with them ...
+            # np.asarray waits for the previous group. The agent acts with its weights ...
             acting_params = jax.tree.map(np.asarray, learner.params)
             # ... while JAX works on the next group in the background: this returns at once.
             learner, losses = learn_group(learner, sample(args, rng, buffer, added))
@@ -276,7 +276,7 @@ def train(args, env):
     zeros = np.zeros(args.buffer_size, np.float32)
     buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
     learn_group = jax.jit(partial(learn, args))
-    learn_group(learner, sample(args, rng, buffer, 1))  # compiles it
+    learn_group(learner, sample(args, rng, buffer, 1))  # to compile
     compiled = printed = time.time()
     run = run_steps(args, env, rng, learner, learn_group, buffer)
     episodes = []

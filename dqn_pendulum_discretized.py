@@ -9,8 +9,8 @@ What it teaches: a maximum over actions is easy for a list and hard for an inter
 agent chooses from a list of evenly spaced actions, here called torques. Its network is one of two:
 - It takes the state, and has an output for each torque (--q-input state).
 - It takes the state and a torque, and has one output (--q-input state-action). Because neighboring
-  torques share what is learned, the list can hold thousands. In training, the maximum is over 32
-  random torques, the same for a batch, which lowers Q a little (Fourati et al. 2024,
+  torques share what is learned, the list can hold thousands. In training, a maximum is over 32
+  random torques, which lowers Q a little (Fourati et al. 2024,
   https://arxiv.org/abs/2405.10310).
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
@@ -29,7 +29,7 @@ mean -148, best possible with five torques -136.
 
 Differences from Mnih et al.:
 - The target network moves a little at every update (--tau).
-- The agent acts with weights one group of updates old, and learns at once.
+- The agent acts with weights one group of updates old; no warm-up.
 - Adam replaces RMSProp; its learning rate falls to 0 (--learning-rate); errors are not clipped.
 - Hidden layers are normalized; rewards are scaled, not clipped (--reward-scale).
 
@@ -199,7 +199,7 @@ def make_optimizer(args):
 
 def update(args, torques, learner, inputs):
     """One gradient step on the mean squared error. Returns the next Learner and the loss."""
-    batch, drawn = inputs  # drawn (max_samples,)
+    batch, drawn = inputs  # drawn (max_samples,), for state-action
     q_values = Q_VALUES[args.q_input]
     # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal
     next_q = jnp.max(q_values(learner.target_params, batch.next_obs, drawn), axis=1)
@@ -214,7 +214,7 @@ def update(args, torques, learner, inputs):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two pure functions, init and update, made while compiling.
+    # An optax optimizer is two pure functions, init and update. Its memory is opt_state.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- w- + tau (w - w-)
@@ -224,7 +224,7 @@ def update(args, torques, learner, inputs):
 
 def learn(args, torques, learner, inputs):
     """A group of updates. Returns the Learner and the losses (G,)."""
-    # `scan` is a compiled loop over the first axis of all arrays (G); it stacks the losses.
+    # `scan` is a compiled loop over the first axis of inputs (G); it stacks the losses.
     return jax.lax.scan(partial(update, args, torques), learner, inputs)
 
 
@@ -260,7 +260,7 @@ def run_steps(args, env, rng, learner, learn_group, buffer):
 
         # Learn.
         if env_steps % args.train_frequency == 0:
-            # Wait for the previous group's weights, and act with them ...
+            # np.asarray waits for the previous group. The agent acts with its weights ...
             acting_params = jax.tree.map(np.asarray, learner.params)
             # ... while JAX works on the next group in the background: this returns at once.
             learner, losses = learn_group(learner, sample(args, rng, buffer, env_steps, torques))
@@ -288,7 +288,7 @@ def train(args, env):
     zeros = np.zeros(args.buffer_size, np.float32)
     buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
     learn_group = jax.jit(partial(learn, args, jnp.asarray(torques)))
-    learn_group(learner, sample(args, rng, buffer, 1, torques))  # compiles it
+    learn_group(learner, sample(args, rng, buffer, 1, torques))  # to compile
     compiled = printed = time.time()
     run = run_steps(args, env, rng, learner, learn_group, buffer)
     episodes = []

@@ -21,7 +21,7 @@ A time limit is not a terminal state: a truncated step's target still has the va
 Measured on new seeds: 20 of 20 runs optimal on each board, on ice too, in 17 s at most.
 
 Beyond the update:
-- Episodes start in random free cells, to visit all (exploring starts, Sutton and Barto 2018).
+- Episodes start in random free cells, to visit all (Sutton and Barto 2018).
 - Values from the second half of the run are averaged (Polyak and Juditsky 1992).
 - On ice (--slip-prob), targets are random, so alpha falls with the visits to (s, a).
 
@@ -99,7 +99,7 @@ class EnvState(NamedTuple):
 
 
 def read_board(board):
-    """The Maze of a board's name or rows. Raises ValueError on an invalid board."""
+    """The Maze of a board's name or rows. Raises ValueError on a bad one."""
     rows = BOARDS.get(board, board).split("/")
     shape = (len(rows), len(rows[0]))
     cells = np.array(list("".join(rows)))
@@ -108,7 +108,8 @@ def read_board(board):
         raise ValueError("board must be equal rows of S, F, H and G with one S")
     places = np.indices(shape).reshape(2, -1).T  # (S, 2) row and column
     moved = np.clip(places[:, None] + MOVES, 0, np.array(shape) - 1)  # (S, A, 2)
-    neighbor = (moved @ [shape[1], 1])[:, TURNS]  # a cell's number is row * columns + column
+    numbers = moved @ [shape[1], 1]  # (S, A) row * columns + column
+    neighbor = numbers[:, TURNS]  # (S, A, 3)
     terminal = (cells == "G") | (cells == "H")
     reward = (cells == "G").astype(np.float32) - (cells == "H")
     return Maze(int(start.argmax()), np.flatnonzero(~terminal), neighbor, reward, terminal)
@@ -149,7 +150,7 @@ def q_values(params, obs):
     """Q(s, a) of every action: obs, one cell's number or (B,) -> (A,) or (B, A)."""
     if "q_table" in params:  # names are known while compiling, so `if` works
         return params["q_table"][obs]
-    # The product with a one-hot row picks a row of w0: a table is a network on one-hot states.
+    # The product picks a row of w0: a table is a network on one-hot states.
     return jax.nn.one_hot(obs, len(params["w0"])) @ params["w0"]
 
 
@@ -163,7 +164,7 @@ def update(args, params, obs, action, reward, next_obs, terminated, alpha):
         q_table = params["q_table"]
         return {"q_table": q_table.at[obs, action].add(alpha * (target - q_table[obs, action]))}
 
-    # y is constant here, so the gradient is -(y - Q(s, a)) at the pair and 0 elsewhere.
+    # y comes from outside, a constant: the gradient is -(y - Q(s, a)) at the pair, 0 elsewhere.
     def loss_fn(params):
         return 0.5 * (target - q_values(params, obs)[action]) ** 2
 
@@ -229,18 +230,18 @@ def train(args):
     exact = exact_q(args, maze)
     timesteps = args.total_timesteps or 20_000 * len(exact)
     if not args.total_timesteps and args.slip_prob and args.method == "table":
-        timesteps = 50_000 * len(exact) ** 2  # to tell close values apart
-    chunk = min(2**16, 1 + timesteps // 64)  # steps of a call
-    # NumPy's random numbers: with JAX's, a step takes 1.3 times as long.
+        timesteps = 50_000 * len(exact) ** 2  # for close values; the network is slow
+    chunk = min(2**16, 1 + timesteps // 64)  # steps of a run_chunk
+    # NumPy draws: with JAX's numbers, a step takes 1.3 times as long.
     rng = np.random.default_rng(args.seed)
     noise = rng.random((chunk, 4), np.float32)
     params = init_params(args.method, exact.shape)
     agent = Agent(params, np.zeros(exact.shape, int), EnvState(maze.start, 0), 0.0)
     # `jax.tree.map` calls a function on each value in nested structures ("pytrees"). Here NumPy
-    # gives Python's numbers a fixed type; else JAX compiles twice.
+    # fixes the types of Python's numbers; else JAX compiles twice.
     world, agent = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (maze, agent))
     # Donated: the new agent overwrites the old.
-    run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnums=0)
+    run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
     agent, _, _ = run_chunk(agent, noise, 0)  # compiles, without a step
     compiled = printed = time.time()
     env_steps = 0
@@ -297,7 +298,7 @@ def evaluate(args, params):
 
 
 def lost_value(args, params):
-    """What the greedy policy loses against the best, in the worst free cell."""
+    """What the greedy policy loses to the best, in the worst free cell."""
     maze = read_board(args.board)
     (values,) = params.values()
     policy = values.argmax(axis=1)

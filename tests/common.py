@@ -44,6 +44,13 @@ class Story:
         return np.hstack(parts)
 
 
+def two_networks(dqn, sizes):
+    """The params of two, in float64."""
+    rng = np.random.default_rng(0)
+    shapes = dqn.init_params(rng, sizes)
+    return [jax.tree.map(lambda x: rng.normal(size=x.shape), shapes) for _ in range(2)]
+
+
 def assert_adam_step(dqn, optimizer, update, batch, networks, loss_of, eps=1e-4):
     """update(learner, batch) is a first step of Adam down the gradient of loss_of, in float64.
 

@@ -58,7 +58,8 @@ CHANGES = {
     ],
 }
 
-# Programs that run one agent of theirs and print what came of it. `job` holds the seed, the steps and what a row sets.
+# Programs that run one agent of theirs and print what came of it. `job` holds the seed, the steps,
+# and what a row sets.
 BEFORE = """
 import ast, json, runpy, sys, time
 import gymnasium, jax
@@ -110,7 +111,7 @@ params = end["runner_state"][0].params
 report(seconds, jax.jit(lambda obs: code["QNetwork"](2).apply(params, obs).argmax(-1)))
 """
 PROGRAMS["jym"] = """
-cells = json.load(open("notebooks/control/dqn_cartpole.ipynb"))["cells"]  # it is run up to its training
+cells = json.load(open("notebooks/control/dqn_cartpole.ipynb"))["cells"]  # up to its training
 code = "\\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 code = code.split("out = deep_rl_rollout")[0]
 code = code.replace("RANDOM_SEED = 1", f"RANDOM_SEED = {job['seed']}")
@@ -118,7 +119,8 @@ note = {}
 exec(code.replace("20_000", str(job["steps"])), note)
 inputs = [note["rollout_params"].pop(name) for name in ("random_seed", "buffer_state")]
 rollout = note["deep_rl_rollout"]
-train = lambda seed, buffer: rollout(random_seed=seed, buffer_state=buffer, **note["rollout_params"])
+params = note["rollout_params"]
+train = lambda seed, buffer: rollout(random_seed=seed, buffer_state=buffer, **params)
 end, seconds = run_compiled(train, *inputs)
 report(seconds, jax.jit(lambda obs: note["model"].apply(end["model_params"], None, obs).argmax(-1)))
 """
@@ -127,7 +129,8 @@ from stable_baselines3 import DQN
 model = DQN("MlpPolicy", "LunarLander-v3", seed=job["seed"], device="cpu", **job["settings"])
 start = time.time()
 model.learn(job["steps"])
-report(seconds_since(start), lambda obs: model.predict(obs, deterministic=True)[0], "LunarLander-v3")
+act = lambda obs: model.predict(obs, deterministic=True)[0]
+report(seconds_since(start), act, "LunarLander-v3")
 """
 PROGRAMS["sbx"] = PROGRAMS["sb3"].replace("stable_baselines3", "sbx")
 

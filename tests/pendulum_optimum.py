@@ -1,7 +1,11 @@
-"""The best return that five torques allow on Pendulum-v1: python tests/pendulum_optimum.py [--num-bins N] [--episodes N]
+"""The best return that a few torques allow on Pendulum-v1.
 
-Dynamic programming over a grid of angles and velocities, backward over the 200 steps, interpolating between its points
-(equations: https://gymnasium.farama.org/environments/classic_control/pendulum/). Then the best actions are played in Gymnasium.
+python tests/pendulum_optimum.py [--num-bins N] [--episodes N] [--seed N]
+
+Dynamic programming over a grid of angles and velocities, backward over the 200 steps,
+interpolating between its points (equations:
+https://gymnasium.farama.org/environments/classic_control/pendulum/). Then the best actions are
+played in Gymnasium, from the starts of the agents' greedy episodes.
 """
 
 import sys
@@ -16,7 +20,10 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dqn_pendulum_discretized import Args, make_torques  # noqa: E402
 
-STEPS, ANGLES, SPEEDS, MAX_SPEED = 200, 600, 401, 8.0
+STEPS = 200
+ANGLES = 600
+SPEEDS = 401
+MAX_SPEED = 8.0
 
 
 def successor(angle, speed, torque):
@@ -28,43 +35,40 @@ def successor(angle, speed, torque):
 
 
 def returns_to_go(values, angle, speed, torques):
-    """Reward plus value of every torque, (..., A), where values (ANGLES, SPEEDS) are those of the next step."""
+    """Reward plus value of every torque (..., A), from the next step's values (ANGLES, SPEEDS)."""
     angle, speed, reward = successor(angle[..., None], speed[..., None], torques)
     row = angle % (2 * np.pi) / (2 * np.pi) * ANGLES
     column = (speed + MAX_SPEED) / (2 * MAX_SPEED) * (SPEEDS - 1)
     return reward + jax.scipy.ndimage.map_coordinates(values, [row, column], order=1, mode="wrap")
 
 
-def main(num_bins: int = 5, episodes: int = 1000) -> None:
+def main(num_bins: int = 5, episodes: int = 1000, seed: int = 6100) -> None:
+    """Print the mean return over the starts that agents from this seed on have, 100 each."""
     env = gymnasium.make("Pendulum-v1")
     torques = make_torques(Args(num_bins=num_bins), env)
     angles = np.arange(ANGLES, dtype=np.float32) * 2 * np.pi / ANGLES
-    grid = np.meshgrid(
-        angles, np.linspace(-MAX_SPEED, MAX_SPEED, SPEEDS, dtype=np.float32), indexing="ij"
-    )
+    speeds = np.linspace(-MAX_SPEED, MAX_SPEED, SPEEDS, dtype=np.float32)
+    grid = np.meshgrid(angles, speeds, indexing="ij")
 
     def backward(values, _):
         return returns_to_go(values, *grid, torques).max(axis=-1), values
 
+    @jax.jit
+    def best(values, angle, speed):
+        return returns_to_go(values, angle, speed, torques).argmax()
+
     _, values = jax.lax.scan(backward, jnp.zeros((ANGLES, SPEEDS)), length=STEPS)
-    best = jax.jit(
-        lambda values, angle, speed: returns_to_go(values, angle, speed, torques).argmax()
-    )
-    totals = []  # from the starts that dqn_pendulum_discretized.py gives the seeds 5900 to 5909
-    for seed in range(2**30 + 100 * 5900, 2**30 + 100 * 5900 + episodes):
-        env.reset(seed=seed)
-        totals.append(0.0)
+    totals = np.zeros(episodes)
+    first = 2**30 + 100 * seed
+    for episode in range(episodes):
+        env.reset(seed=first + episode)
         for t in range(STEPS):
-            angle, speed = env.unwrapped.state
-            _, reward, *_ = env.step(
-                torques[
-                    int(best(values[STEPS - 1 - t], np.asarray(angle), np.asarray(speed))), None
-                ]
-            )
-            totals[-1] += reward
-    print(
-        f"{num_bins} torques: mean {np.mean(totals):.1f} over {episodes} starts, standard deviation {np.std(totals):.1f}"
-    )
+            angle, speed = map(np.asarray, env.unwrapped.state)
+            action = int(best(values[STEPS - 1 - t], angle, speed))
+            _, reward, *_ = env.step(torques[action, None])
+            totals[episode] += reward
+    print(f"{num_bins} torques: mean {totals.mean():.1f} over {episodes} starts", end=", ")
+    print(f"standard deviation {totals.std():.1f}")
 
 
 if __name__ == "__main__":

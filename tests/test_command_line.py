@@ -1,7 +1,4 @@
-"""What every script promises on its command line, and the README beside them.
-
-main() runs in this process where it can.
-"""
+"""What every script promises on its command line, and the README beside them."""
 
 import ast
 import contextlib
@@ -143,26 +140,21 @@ def test_models_that_do_not_fit(script, kept, tmp_path, monkeypatch):
 @EACH
 def test_a_kept_run_is_complete_and_has_learned(script, kept):
     folder = kept / script
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"curve.png", "model.npz", "returns.csv", "summary.json"}
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["curve.png", "model.npz", "returns.csv", "summary.json"]
     summary = json.loads((folder / "summary.json").read_text())
     named = "script args versions device env_steps compile_seconds train_seconds steps_per_second"
     assert set(summary) >= set(named.split())
     (seed,) = summary["seeds"]
     named = "seed eval_return_mean eval_return_std eval_return_min eval_episodes solved"
     assert set(seed) >= set(named.split())
-    header, *rows = (folder / "returns.csv").read_text().splitlines()
-    assert header.startswith("env_step,episode_return")
-    steps = [int(row.split(",")[0]) for row in rows]
-    assert len(rows) >= 2
-    assert steps == sorted(steps)
-    assert 0 < steps[-1] <= summary["env_steps"] == summary["args"]["total_timesteps"]
-    with np.load(folder / "model.npz", allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files if name[0] in "bq" and name != "board"}
-    assert arrays
-    for x in arrays.values():  # 0 before the first update
-        assert np.any(x)
-        assert np.all(np.isfinite(x))
+    returns = np.genfromtxt(folder / "returns.csv", delimiter=",", names=True)
+    assert returns.dtype.names[:2] == ("env_step", "episode_return")
+    assert np.all(np.diff([1, *returns["env_step"], summary["env_steps"]]) >= 0)
+    assert summary["env_steps"] == summary["args"]["total_timesteps"]
+    arrays = dict(np.load(folder / "model.npz", allow_pickle=False))
+    for name in {"q_table", "b0", "b1"} & set(arrays):  # 0 before the first update
+        assert np.any(arrays[name])
 
 
 @EACH
@@ -193,14 +185,10 @@ def test_weights_that_are_not_finite_end_the_run(script, monkeypatch):
 def test_one_copied_file_runs_alone_and_writes_nothing(script, strict, tmp_path):
     """In a folder of its own, and under what strict projects set for JAX."""
     shutil.copy(ROOT / f"{script}.py", tmp_path)
-    environment = {}
-    if strict:
-        environment |= {"JAX_ENABLE_X64": "1", "JAX_DEBUG_NANS": "1"}
-        environment |= {"JAX_NUMPY_RANK_PROMOTION": "raise"}
-    process = start(script, SMALL[script], tmp_path, **environment)
+    strictness = {"JAX_ENABLE_X64": "1", "JAX_DEBUG_NANS": "1", "JAX_NUMPY_RANK_PROMOTION": "raise"}
+    process = start(script, SMALL[script], tmp_path, **(strictness if strict else {}))
     out, err = process.communicate(timeout=120)
-    assert err == ""
-    assert process.returncode == 0
+    assert (process.returncode, err) == (0, "")
     assert "5 greedy episodes: mean" in out
     assert not re.search("loss (0|nan),", out)
     assert [path.name for path in tmp_path.iterdir()] == [f"{script}.py"]
@@ -219,9 +207,11 @@ def test_same_settings_same_bits_other_seed_other_agent(script):
     """Although learning overlaps acting; integers may stand for floats."""
     fields = importlib.import_module(script).Args.__dataclass_fields__
     names = [name for name, field in fields.items() if isinstance(field.default, float)]
-    params, episodes = train(script, **dict.fromkeys(names, 1.0))
-    assert_close(train(script, **dict.fromkeys(names, 1)), (params, episodes))
-    params, _ = train(script)
+    assert_close(
+        train(script, **dict.fromkeys(names, 1)), train(script, **dict.fromkeys(names, 1.0))
+    )
+    params, episodes = train(script)
+    assert_close(train(script), (params, episodes))
     other, _ = train(script, seed=2)
     for name, x in params.items():
         assert np.any(x != other[name])
@@ -248,11 +238,9 @@ def test_ctrl_c_evaluates_and_keeps_the_run(script, tmp_path):
     assert "steps" in process.stdout.readline()  # training is under way
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
-    assert err == ""
-    assert process.returncode == 130
+    assert (process.returncode, err) == (130, "")
     assert "5 greedy episodes: mean" in out
-    suffixes = sorted(path.suffix for path in run_folder.iterdir())
-    assert suffixes == [".csv", ".json", ".npz", ".png"]
+    assert len(list(run_folder.iterdir())) == 4
     summary = json.loads((run_folder / "summary.json").read_text())
     assert summary["interrupted"]
     assert 0 < summary["env_steps"] < 99_999_999

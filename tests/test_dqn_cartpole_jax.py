@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import Story, assert_adam_step, assert_close
+from common import Story, assert_adam_step, assert_close, two_networks
 
 import dqn_cartpole_jax as dqn
 
@@ -137,10 +137,7 @@ def test_an_update_is_a_step_of_adam_on_the_squared_error():
     """Against NumPy; truncated steps bootstrap."""
     args = dqn.Args(learning_rate=0.02, tau=0.25, batch_size=24)
     story = Story()
-    rng = np.random.default_rng(0)
-    shapes = dqn.init_params(rng, (4, 6, 2))
-    draw = partial(jax.tree.map, lambda x: rng.normal(size=x.shape))
-    networks = draw(shapes), draw(shapes)
+    networks = two_networks(dqn, (4, 6, 2))
 
     def q(params, obs):
         hidden = obs / np.array([2.4, 2, 0.2095, 2]) @ params["w0"].T + params["b0"][:, 0]

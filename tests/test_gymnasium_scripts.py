@@ -9,7 +9,7 @@ import imageio.v3
 import jax
 import numpy as np
 import pytest
-from common import Story, assert_adam_step, assert_close
+from common import Story, assert_adam_step, assert_close, two_networks
 from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
 
@@ -73,16 +73,7 @@ def small(dqn, **changes):
     """The Args of a run of a moment; five torques."""
     args = dqn.Args(total_timesteps=1_500, buffer_size=1_000, hidden_sizes=(16,), end_e=0.5)
     args = replace(args, learning_rate=0.02, tau=0.1, gamma=GAMMA, reward_scale=1.0)
-    if dqn is lander:
-        args = replace(args, n_step=1)
     return replace(args, gradient_steps=8, eval_episodes=3, **changes)
-
-
-def q_values(dqn, args, params, obs):
-    obs = np.float32([[obs]])
-    if dqn is lander:
-        return lander.q_values(params, obs)[0]
-    return pendulum.Q_VALUES[args.q_input](params, obs, TORQUES)[0]
 
 
 # ---------- Values that are known
@@ -95,12 +86,13 @@ def test_values_that_are_known(kind, dqn, changes):
     maximum is taken over three random ones.
     """
     args = small(dqn, **changes)
-    if dqn is lander and kind == "limit":
-        args = replace(args, n_step=3)
     env = Probe(kind, dqn)
     params, episodes, counts = dqn.train(args, env)
-    before = q_values(dqn, args, params, -1)
-    after = q_values(dqn, args, params, 1)
+    two = np.float32([[-1], [1]])
+    if dqn is lander:
+        before, after = lander.q_values(params, two)
+    else:
+        before, after = pendulum.Q_VALUES[args.q_input](params, two, TORQUES)
     worth = np.array([0, 1]) if dqn is lander else 1 - 2 * np.abs(TORQUES - 0.5)
     best = 1.0
     if "max_samples" in changes:
@@ -295,10 +287,7 @@ def test_updates_are_steps_of_adam_on_the_squared_error(dqn, changes):
     sizes = (4, 6, 5, 2)
     if dqn is pendulum:
         sizes = (5, 6, 5, 1) if changes else (4, 6, 5, 5)
-    rng = np.random.default_rng(0)
-    draw = partial(jax.tree.map, lambda x: rng.normal(size=x.shape))
-    shapes = dqn.init_params(rng, sizes)
-    networks = draw(shapes), draw(shapes)
+    networks = two_networks(dqn, sizes)
     drawn = TORQUES[: changes.get("max_samples")]
 
     def loss_of(params):
