@@ -22,18 +22,14 @@ class Story:
         self.reward = rng.normal(size=(12, 2)).astype(np.float32)
         self.action = rng.integers(2, size=(12, 2))
         self.terminated = np.zeros((12, 2), bool)
-        self.ended = np.zeros((12, 2), bool)
         self.terminated[4, 0] = True
-        self.ended[4, 0] = True
+        self.ended = self.terminated.copy()
         self.ended[6, 1] = True
         self.obs[5, 0] = 7.0  # the starts of the next episodes
         self.obs[7, 1] = 8.0
 
     def transition(self, first, i, n_step, gamma, newest=11):
-        """The transition that begins at step `first` and has n steps, or as many as there are.
-
-        Returns obs, action, reward, discount and next_obs in one array.
-        """
+        """Obs, action, reward, discount and next_obs of n steps from `first`, or of fewer."""
         t = first
         total = self.reward[t, i]
         while not self.ended[t, i] and t < first + n_step - 1 and t < newest:
@@ -52,10 +48,7 @@ def two_networks(dqn, sizes):
 
 
 def assert_adam_step(dqn, optimizer, update, batch, networks, loss_of, eps=1e-4):
-    """update(learner, batch) is a first step of Adam down the gradient of loss_of, in float64.
-
-    Then the target network moves by a quarter. The gradient is taken by central differences.
-    """
+    """update(learner, batch) is Adam's first step on loss_of, and moves the target by a quarter."""
     params, target = networks
     ours, ours_target = jax.tree.map(np.float32, networks)
     learner = dqn.Learner(ours, ours_target, optimizer.init(ours))

@@ -12,7 +12,6 @@ jax.config.update("jax_num_cpu_devices", 1)  # main() sets it, and JAX refuses a
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory):
-    """Compiled programs are kept for the whole session, and need not be fast."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # they need not be fast

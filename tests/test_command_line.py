@@ -52,7 +52,6 @@ BAD_FLAGS = {
 }
 BAD_CASES = [(script, flag) for script, flags in BAD_FLAGS.items() for flag in flags.split("|")]
 EACH = pytest.mark.parametrize("script", SMALL)
-EACH_DQN = pytest.mark.parametrize("script", [name for name in SMALL if name.startswith("dqn")])
 
 
 def run(script, flags):
@@ -75,8 +74,8 @@ def assert_refused(script, flags, name):
     """With one line that names the flag, and nothing written."""
     before = set(Path().iterdir())
     status, out, err = run(script, flags)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert re.match(f"error: .*{name}", err)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(f"error: .*{name}.*\n", err)
     assert set(Path().iterdir()) == before
 
 
@@ -107,8 +106,7 @@ MISSING += [("dqn_lunarlander", "--capture-video --env-id Acrobot-v1", "pygame")
 def test_a_missing_package_is_found_before_training(script, flags, package, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    name = "capture_video" if flags else "output_dir"
-    assert_refused(script, f"{flags} --output-dir new", name)
+    assert_refused(script, f"{flags} --output-dir new", "capture_video" if flags else "output_dir")
 
 
 @EACH
@@ -130,8 +128,8 @@ def test_models_that_do_not_fit(script, kept, tmp_path, monkeypatch):
             np.savez(f"{name}.npz", **arrays | {name: np.ones(shape, np.float32)})
             models += [f"{name}.npz"]
     if script == "dqn_pendulum_discretized":
-        models += [f"{good} --num-bins 6", f"{good} --env-id Pendulum-v1"]
-        models += [f"{good} --q-input state-action"]
+        others = "--num-bins 6", "--env-id Pendulum-v1", "--q-input state-action"
+        models += [f"{good} {flags}" for flags in others]
     for model in models:
         flags = f"{SMALL[script]} --output-dir new --load-model {model}"
         assert_refused(script, flags, "load_model")
@@ -171,7 +169,7 @@ def test_a_kept_model_evaluates_to_the_same_again(script, kept, tmp_path):
     assert [path.name for path in again.iterdir()] == ["summary.json"]
 
 
-@EACH_DQN
+@pytest.mark.parametrize("script", list(SMALL)[1:])
 def test_weights_that_are_not_finite_end_the_run(script, monkeypatch):
     nan = lambda params, _: jax.tree.map(lambda x: x * np.nan, params)  # noqa: E731
     monkeypatch.setattr("optax.apply_updates", nan)
@@ -242,8 +240,7 @@ def test_ctrl_c_evaluates_and_keeps_the_run(script, tmp_path):
     assert "5 greedy episodes: mean" in out
     assert len(list(run_folder.iterdir())) == 4
     summary = json.loads((run_folder / "summary.json").read_text())
-    assert summary["interrupted"]
-    assert 0 < summary["env_steps"] < 99_999_999
+    assert summary["interrupted"] and 0 < summary["env_steps"] < 99_999_999
 
 
 @EACH
@@ -278,10 +275,9 @@ def test_every_command_has_flags_that_its_script_takes(name):
 
 
 def test_links_lead_to_files_and_the_snippet_runs():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    links = re.findall(r"\]\((\w[^):]+)\)", README)
     assert len(links) >= 6
-    for link in links:
-        assert (ROOT / link).exists(), link
+    assert all((ROOT / link).exists() for link in links)
     (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     code = snippet.replace("50_000", "3_000, eval_episodes=2")
     exec(code, {"env": gymnasium.make("CartPole-v1")})
@@ -291,8 +287,7 @@ def test_links_lead_to_files_and_the_snippet_runs():
 def test_the_files_and_the_readme_stay_small(script):
     text = source(script)
     command_line = text.partition("# ---------- Command line")[2]
-    lines = [len(part.splitlines()) for part in (text, command_line)]
-    for size, most in zip((len(text.encode()), *lines), CEILINGS[script], strict=True):
-        assert size <= most
+    sizes = len(text.encode()), len(text.splitlines()), len(command_line.splitlines())
+    assert np.all(np.array(sizes) <= CEILINGS[script])
     assert max(map(len, text.splitlines())) <= 100
     assert len(README.splitlines()) <= 120

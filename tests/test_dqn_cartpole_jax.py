@@ -23,7 +23,6 @@ def one_agent(args):
     return jax.tree.map(lambda x: x[0], dqn.init_agents(args))
 
 
-# ---------- Environment
 @pytest.mark.parametrize("cart", range(3))
 def test_the_environment_is_gymnasiums(cart):
     """Cart 0 is balanced until the time limit, the others are pushed at random until they fall."""
@@ -84,8 +83,7 @@ def test_the_loop_stores_what_happened(monkeypatch):
     agent, (ended, returns, _) = jax.jit(loop)(one_agent(args))
     in_steps = partial(jax.tree.map, lambda x: np.asarray(x).reshape(40, 4, *x.shape[1:]))
     obs, action, reward, discount, next_obs, stored = in_steps(agent.buffer)
-    assert np.all(stored == ended)
-    assert np.all(reward == 1)
+    assert np.all((stored == ended) & (reward == 1))
     time = np.zeros(4, int)
     for t in range(40):
         step = jax.vmap(partial(dqn.step, jax.random.key(0)))
@@ -98,16 +96,15 @@ def test_the_loop_stores_what_happened(monkeypatch):
         if t < 39:
             assert np.all(obs[t + 1][~ended[t]] == next_obs[t][~ended[t]])
             assert np.abs(obs[t + 1][ended[t]]).max(initial=0) <= 0.05
-    assert np.any(discount == 0)
-    assert np.any(ended & (discount > 0))
+    assert np.any(discount == 0) and np.any(ended & (discount > 0))
 
 
 def test_epsilon_falls_and_stays():
     """Weights of 0 make action 0 greedy, so the mean action is half of epsilon."""
     args = dqn.Args(num_envs=10_000, total_timesteps=1_000_000, end_e=0.2, buffer_size=10_000)
     agent = one_agent(args)
-    zeros = jax.tree.map(jnp.zeros_like, agent.learner.params)
-    agent = agent._replace(learner=agent.learner._replace(params=zeros))
+    learner = agent.learner._replace(params=jax.tree.map(jnp.zeros_like, agent.learner.params))
+    agent = agent._replace(learner=learner)
     joint_step = jax.jit(partial(dqn.joint_step, args))
     for env_steps, epsilon in ((0, 1.0), (250_000, 0.6), (500_000, 0.2), (900_000, 0.2)):
         after, _ = joint_step(agent._replace(env_steps=env_steps), None)
@@ -125,14 +122,13 @@ def test_every_environment_and_step_has_random_numbers_of_its_own(monkeypatch):
     args = dqn.Args(num_envs=4, buffer_size=80)
     loop = partial(jax.lax.scan, partial(dqn.joint_step, args), length=20)
     agent, (ended, returns, _) = jax.jit(loop)(one_agent(args))
-    assert len(np.unique(agent.buffer.next_obs[:, 0])) == 80
-    assert len(np.unique(agent.buffer.obs[:, 0])) == 80
+    for x in (agent.buffer.obs, agent.buffer.next_obs):
+        assert len(np.unique(x[:, 0])) == 80
     assert np.all(agent.buffer.reward == 2)
     assert np.all(returns[1:][ended[:-1]] == 2)
     assert np.all(dqn.evaluate(args, jax.tree.map(lambda x: x[None], agent.learner.params)) >= 2)
 
 
-# ---------- Learning
 def test_an_update_is_a_step_of_adam_on_the_squared_error():
     """Against NumPy; truncated steps bootstrap."""
     args = dqn.Args(learning_rate=0.02, tau=0.25, batch_size=24)
@@ -152,8 +148,8 @@ def test_an_update_is_a_step_of_adam_on_the_squared_error():
     discount = np.float32(0.9) * ~story.terminated
     batch = story.obs, story.action, story.reward, discount, story.next_obs, story.ended
     batch = dqn.Transition(*(x.reshape(24, *x.shape[2:]) for x in batch))
-    update = partial(dqn.update, args)
-    assert_adam_step(dqn, dqn.optax.adam(0.02), update, batch, networks, loss_of)
+    adam = dqn.optax.adam(args.learning_rate)
+    assert_adam_step(dqn, adam, partial(dqn.update, args), batch, networks, loss_of)
 
 
 # ---------- Runs
@@ -190,8 +186,8 @@ def test_ctrl_c_returns_the_last_chunk(monkeypatch):
     monkeypatch.setattr(jax, "device_get", interrupted_get)
     params, episodes, counts = dqn.train(args)
     assert_close((params, episodes), whole[:2])
-    assert (counts["env_steps"], counts["interrupted"]) == (96_000, True)
-    assert not whole[2]["interrupted"]
+    assert counts["env_steps"] == whole[2]["env_steps"] == 96_000
+    assert counts["interrupted"] and not whole[2]["interrupted"]
 
 
 def test_a_kept_model_balances_gymnasiums_pole(tmp_path):
