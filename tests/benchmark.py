@@ -295,7 +295,7 @@ def draw_maze():
     start(MAZE, "--board 8x8 --seed 6100", RUNS / "maze", "0")
     q_table = maze_file.load_model(RUNS / "maze" / "model.npz")["q_table"]
     maze = maze_file.read_board("8x8")
-    axes = Figure(figsize=(4, 4), layout="constrained").add_subplot()
+    axes = Figure(figsize=(4.2, 3.4), layout="constrained").add_subplot()
     value = np.where(maze.terminal, np.nan, q_table.max(axis=1)).reshape(8, 8)
     picture = axes.imshow(value, cmap="viridis", vmin=0, vmax=1)
     for cell in range(64):

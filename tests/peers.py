@@ -352,6 +352,15 @@ def tables(lines):
     return "\n".join(text)
 
 
+def write(lines):
+    """peers.csv and peers.md."""
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(lines)
+    RESULTS.with_suffix(".md").write_text(tables(lines))
+
+
 def main(
     cleanrl: str = "",
     purejaxrl: str = "",
@@ -370,14 +379,7 @@ def main(
     for row in ROWS:
         if not only or {row.name, row.peer} & set(only):
             kept[row.name] = measure(row, checkouts.get(row.peer), pairs)
-    lines = [dict.fromkeys(COLUMNS, "") | kept[row.name] for row in ROWS if row.name in kept]
-    text = tables(lines)
-    print(text)
-    RESULTS.with_suffix(".md").write_text(text)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(lines)
+            write([dict.fromkeys(COLUMNS, "") | kept[x.name] for x in ROWS if x.name in kept])
 
 
 if __name__ == "__main__":
