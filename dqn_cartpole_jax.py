@@ -19,7 +19,7 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
     python dqn_cartpole_jax.py --seed 1                            train an agent
     python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1  train sixteen, save the results
 
-Measured on new seeds: 300 of 300 solved, mean 500.0, after about 0.2 s of training each.
+Measured on new seeds: 1,000 of 1,000 solved, mean 500.0, after 0.15 s of training each.
 
 Differences from Mnih et al.:
 - Targets sum n rewards, then add Q (Sutton 1988), as if all actions were greedy (--n-step).
