@@ -233,7 +233,7 @@ def init_agents(args):
         learner = Learner(params, params, optax.adam(args.learning_rate).init(params))
         return Agent(key, 0, state, jnp.ones(N, bool), jnp.zeros(N), buffer, learner)
 
-    # Axis K is split over devices; so is what compiles for it.
+    # Axis K is split over devices, and training with it.
     devices = max(n for n in range(1, jax.device_count() + 1) if args.num_seeds % n == 0)
     sharding = jax.NamedSharding(jax.sharding.Mesh(jax.devices()[:devices], "K"), jax.P("K"))
     return jax.jit(jax.vmap(init_agent), out_shardings=sharding)(seeds, params)
@@ -263,7 +263,7 @@ def joint_step(args, agent, _):
     # Step.
     keys = jax.random.split(step_key, N)
     state, reward, terminated, truncated = jax.vmap(step)(keys, state, action)
-    reward = reward.reshape(N)  # yours may be (1,)
+    reward = reward.reshape(N)  # yours may have shape (1,)
     ended = terminated | truncated
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
 

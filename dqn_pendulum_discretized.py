@@ -5,12 +5,12 @@
 # ///
 """DQN on InvertedPendulum-v5, or on any Gymnasium environment with one bounded, continuous action.
 
-What it teaches: a maximum over actions is easy for a list and hard for an interval. So the
-agent chooses from a list of evenly spaced actions, here called torques. Its network is one of two:
+What it teaches: a maximum over actions is easy for a list and hard for an interval. So the agent
+chooses from a list of evenly spaced actions, here called torques. Its network is one of two:
 - It takes the state, and has an output for each torque (--q-input state).
 - It takes the state and a torque, and has one output (--q-input state-action). Because neighboring
-  torques share what is learned, the list can hold thousands. In training, a maximum is over 32
-  random torques, which lowers Q a little (Fourati et al. 2024,
+  torques share what is learned, the list can hold thousands. In training, a maximum is over
+  --max-samples random torques, which lowers Q a little (Fourati et al. 2024,
   https://arxiv.org/abs/2405.10310).
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
@@ -25,7 +25,7 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
 
 Measured on new seeds: InvertedPendulum-v5 10 of 10 solved, with 1000 torques too; Pendulum-v1
-mean -149, best possible with five torques -136.
+mean -149, optimum -136 with five torques.
 
 Differences from Mnih et al.:
 - The target network moves a little at every update (--tau).
@@ -162,7 +162,7 @@ Q_VALUES = {"state": q_of_state, "state-action": q_of_state_action}
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (G, B, ...)
+class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B, ...)
     obs: Array
     action: Array  # the index of its torque
     reward: Array  # scaled

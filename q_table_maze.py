@@ -198,7 +198,7 @@ def act_and_learn(args, maze, agent, noise):
     alpha = args.learning_rate * visits[obs, action].astype(np.float32) ** -power
     params = update(args, agent.params, obs, action, reward, state.cell, terminated, alpha)
 
-    # Start again in any free cell.
+    # After an end, start in any free cell.
     ended = terminated | truncated
     returns = agent.returns + reward
     start = maze.free[(place * len(maze.free)).astype(int)]
@@ -230,7 +230,7 @@ def train(args):
     exact = exact_q(args, maze)
     timesteps = args.total_timesteps or 20_000 * len(exact)
     if not args.total_timesteps and args.slip_prob and args.method == "table":
-        timesteps = 50_000 * len(exact) ** 2  # for close values; the network is slow
+        timesteps = 50_000 * len(exact) ** 2  # on ice, to tell close values apart
     chunk = min(2**16, 1 + timesteps // 64)  # steps of a run_chunk
     # NumPy draws: with JAX's numbers, a step takes 1.3 times as long.
     rng = np.random.default_rng(args.seed)
@@ -242,7 +242,7 @@ def train(args):
     world, agent = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (maze, agent))
     # Donated: the new agent overwrites the old.
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
-    agent, _, _ = run_chunk(agent, noise, 0)  # compiles, without a step
+    agent, _, _ = run_chunk(agent, noise, 0)  # compiles only
     compiled = printed = time.time()
     env_steps = 0
     windows = []
