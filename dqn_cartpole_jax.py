@@ -218,7 +218,7 @@ def init_agents(args):
     N = args.num_envs
     seeds = args.seed + np.arange(args.num_seeds)
     sizes = (OBS_SIZE, *args.hidden_sizes, ACTIONS)
-    # NumPy draws the weights: JAX would compile for a second.
+    # NumPy draws the weights: JAX would compile for 0.5 s.
     params = [init_params(np.random.default_rng(seed), sizes) for seed in seeds]
     params = jax.tree.map(lambda *x: np.stack(x), *params)
 
