@@ -50,6 +50,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from gymnasium.spaces import Box, Discrete
 from jax import Array
 
 
@@ -86,14 +87,10 @@ SCRIPT = "dqn_lunarlander.py"  # saved models hold this name
 # ---------- Environment
 def prepare(env):
     """Turn observations into vectors (Discrete: one-hot; Dict: joined) and rewards into numbers."""
-    try:
-        flat = env.observation_space.is_np_flattenable and "Text" not in str(env.observation_space)
-    except NotImplementedError:
-        flat = False
-    if not flat or not isinstance(env.action_space, gymnasium.spaces.Discrete):
+    env = gymnasium.wrappers.FlattenObservation(env)
+    if not isinstance(env.observation_space, Box) or not isinstance(env.action_space, Discrete):
         spaces = f"{env.observation_space} and {env.action_space}"
         raise ValueError(f"observations must be numbers and actions Discrete, not {spaces}")
-    env = gymnasium.wrappers.FlattenObservation(env)
     env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     env = gymnasium.wrappers.RecordEpisodeStatistics(env)
     try:
@@ -214,23 +211,24 @@ def update(args, learner, batch):
 
 
 def learn(args, learner, batches):
-    """A group of updates. Returns the Learner and the losses (G,)."""
+    """A group of updates. Returns the Learner and the last loss."""
     # `scan` is a compiled loop over the first axis of batches (G); it stacks the losses.
-    return jax.lax.scan(partial(update, args), learner, batches)
+    learner, losses = jax.lax.scan(partial(update, args), learner, batches)
+    return learner, losses[-1]
 
 
 # ---------- Training
 def run_steps(args, env, rng, learner, learn_group, buffer):
-    """After each step, yields the Learner, the latest losses, and info."""
-    falling = args.exploration_fraction * args.total_timesteps
+    """After each step, yields the Learner, the latest loss, and info."""
+    falling = max(1, args.exploration_fraction * args.total_timesteps)
     acting_params = learner.params
-    losses = np.zeros(1)
+    loss = 0.0
     queue = []
     added = 0
     obs, _ = env.reset(seed=int(rng.integers(2**30)))
     for env_steps in range(1, args.total_timesteps + 1):
         # Act: epsilon-greedy.
-        epsilon = np.interp(env_steps, (0, falling), (1, args.end_e))
+        epsilon = max(args.end_e, 1 - (1 - args.end_e) * env_steps / falling)
         if rng.random() < epsilon:
             action = int(rng.integers(env.action_space.n))
         else:
@@ -255,15 +253,15 @@ def run_steps(args, env, rng, learner, learn_group, buffer):
             # np.asarray waits for the previous group. The agent acts with its weights ...
             acting_params = jax.tree.map(np.asarray, learner.params)
             # ... while JAX works on the next group in the background: this returns at once.
-            learner, losses = learn_group(learner, sample(args, rng, buffer, added))
-        yield learner, losses, info
+            learner, loss = learn_group(learner, sample(args, rng, buffer, added))
+        yield learner, loss, info
 
 
 def train(args, env):
     """Returns params, episodes (environment step, return) and counts.
 
-    Ctrl-C ends it early. Raises ValueError on bad settings or environments, FloatingPointError on
-    numbers that are not finite.
+    Ctrl-C ends it early. Raises ValueError on bad settings or environments, NotImplementedError on
+    spaces unknown to Gymnasium, FloatingPointError on numbers that are not finite.
     """
     check(args)
     started = time.time()
@@ -282,7 +280,7 @@ def train(args, env):
     episodes = []
     env_steps = 0
     with contextlib.suppress(KeyboardInterrupt):
-        for learner, losses, info in run:
+        for learner, loss, info in run:
             env_steps += 1
             if "episode" in info:
                 episodes.append((env_steps, info["episode"]["r"]))
@@ -291,7 +289,7 @@ def train(args, env):
                 np.savez(path, script=SCRIPT, **learner.params)
             if time.time() - printed > 1 or env_steps == args.total_timesteps:
                 printed = time.time()
-                report(args, env_steps, episodes, buffer, losses, printed - compiled)
+                report(args, env_steps, episodes, buffer, loss, printed - compiled)
     seconds = time.time() - compiled
     counts = {"env_steps": env_steps, "interrupted": env_steps < args.total_timesteps}
     counts |= {"compile_seconds": compiled - started, "train_seconds": seconds}
@@ -299,14 +297,14 @@ def train(args, env):
     return jax.device_get(learner.params), np.array(episodes).reshape(-1, 2), counts
 
 
-def report(args, env_steps, episodes, buffer, losses, seconds):
+def report(args, env_steps, episodes, buffer, loss, seconds):
     """Print the progress."""
-    for name, values in (("observation", buffer.obs), ("reward", buffer.reward), ("loss", losses)):
+    for name, values in (("observation", buffer.obs), ("reward", buffer.reward), ("loss", loss)):
         if not np.isfinite(values).all():
             raise FloatingPointError(f"{name} is not finite")
     recent = np.mean(episodes[-100:], axis=0)[1] if episodes else np.nan
     left = seconds * (args.total_timesteps / env_steps - 1)
-    print(f"{env_steps:,} steps, recent return {recent:.1f}, loss {losses[-1]:.3g}", end=", ")
+    print(f"{env_steps:,} steps, recent return {recent:.1f}, loss {loss:.3g}", end=", ")
     print(f"{env_steps / seconds:,.0f} steps/s, {left:.0f} s left", flush=True)
 
 
