@@ -19,11 +19,11 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
     python dqn_cartpole_jax.py --seed 1                            train an agent
     python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1  train sixteen, save the results
 
-Measured on new seeds: 1,000 of 1,000 solved, mean 500.0, after 0.15 s of training each.
+Measured on 1,000 seeds not used for tuning: all solved, mean 500.0, 0.15 s of training each.
 
 Differences from Mnih et al.:
-- Targets sum n rewards, then add Q (Sutton 1988), as if all actions were greedy (--n-step).
-- 64 environments step between two updates (--num-envs); no warm-up.
+- Targets sum n rewards, then add Q (Sutton 1988), uncorrected for random actions (--n-step).
+- 64 environments step between two updates (--num-envs); learning starts at once.
 - The target network moves a little at every update (--tau).
 - More actions stay random, to learn recoveries (--end-e).
 - Adam replaces RMSProp; observations are scaled (OBS_SCALE), errors are not clipped.
@@ -79,9 +79,9 @@ SCRIPT = "dqn_cartpole_jax.py"  # saved models hold this name
 # CartPole-v1 as in https://gymnasium.farama.org/environments/classic_control/cart_pole/
 # For your own, rewrite this section: reset and step of one environment, which jax.vmap turns into
 # N. EnvState needs obs, a vector of OBS_SIZE numbers; the rest is yours. Scale rewards to keep Q
-# below 100. From gymnax, use reset_env and step_env (step resets by itself); keep its state too.
+# below 100, as here. From gymnax, use reset_env and step_env (its step resets too); keep its state.
 
-OBS_SIZE = 4  # cart position (m) and velocity (m/s), pole angle (rad) and angular velocity (rad/s)
+OBS_SIZE = 4  # cart position (m), velocity (m/s), pole angle (rad), angular velocity (rad/s)
 ACTIONS = 2  # push left or right
 MAX_STEPS = 500  # the time limit
 SOLVED_RETURN = 475.0  # Gymnasium's threshold
@@ -100,7 +100,7 @@ def reset(key):
 
 
 def step(key, state, action):
-    """20 ms of Euler's method (Florian 2007). Only random steps need the key.
+    """20 ms of Euler's method (Florian 2007). Random environments use the key.
 
     Returns the next EnvState, the reward, terminated (out of bounds) and truncated (out of time).
     """
@@ -131,7 +131,7 @@ def init_params(rng, sizes):
 
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) -> (B, A)."""
-    x = (obs / OBS_SCALE).T  # (O, B): columns train 1.3 times as fast as rows, x @ w
+    x = (obs / OBS_SCALE).T  # (O, B); with (B, O) and x @ w, training takes 1.3 times as long
     last = len(params) // 2 - 1
     for i in range(last):
         x = jax.nn.relu(params[f"w{i}"] @ x + params[f"b{i}"])
@@ -158,7 +158,7 @@ def add(buffer, added, new):
 
 def sample(args, key, buffer, added):
     """Draw B transitions uniformly. Extend each to n steps if possible."""
-    # Transitions are numbered as added, N a step. Number i is in row i % buffer_size.
+    # Transition i, in the order added, is in row i % buffer_size; i + N is its environment's next.
     oldest = jnp.maximum(added - args.buffer_size, 0)
     start = oldest + (jax.random.uniform(key, (args.batch_size,)) * (added - oldest)).astype(int)
     first = last = start % args.buffer_size
@@ -166,7 +166,7 @@ def sample(args, key, buffer, added):
     discount = buffer.discount[first]
     for k in range(1, args.n_step):
         later = start + k * args.num_envs  # k steps later in the same environment
-        # Once true, stop stays true: last stays at an end, and later grows.
+        # Nothing follows an end or the newest step. From then on, stop stays true.
         stop = buffer.ended[last] | (later >= added)
         last = jnp.where(stop, last, later % args.buffer_size)
         reward += jnp.where(stop, 0, discount * buffer.reward[last])
@@ -194,16 +194,16 @@ def update(args, learner, batch):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two pure functions, init and update. Its memory is opt_state.
+    # An optax optimizer is two pure functions, made anew here; its memory is opt_state.
     updates, opt_state = optax.adam(args.learning_rate).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
-    # w- <- w- + tau (w - w-)
+    # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, args.tau)
     return Learner(params, target_params, opt_state), loss
 
 
 # ---------- Training
-class Agent(NamedTuple):  # everything that changes in training
+class Agent(NamedTuple):  # all that training changes
     key: Array
     env_steps: Array
     state: EnvState  # each array has a first axis N
@@ -224,7 +224,7 @@ def init_agents(args):
 
     def init_agent(seed, params):
         key = jax.random.key(seed)
-        # Only shapes: the first step resets.
+        # Zeros will do: the first step resets.
         shapes = jax.eval_shape(jax.vmap(reset), jax.random.split(key, N))
         state = jax.tree.map(jnp.zeros_like, shapes)
         obs = jnp.zeros((args.buffer_size, OBS_SIZE))
@@ -233,7 +233,7 @@ def init_agents(args):
         learner = Learner(params, params, optax.adam(args.learning_rate).init(params))
         return Agent(key, 0, state, jnp.ones(N, bool), jnp.zeros(N), buffer, learner)
 
-    # Axis K is split over devices, and training with it.
+    # Devices share the agents equally.
     devices = max(n for n in range(1, jax.device_count() + 1) if args.num_seeds % n == 0)
     sharding = jax.NamedSharding(jax.sharding.Mesh(jax.devices()[:devices], "K"), jax.P("K"))
     return jax.jit(jax.vmap(init_agent), out_shardings=sharding)(seeds, params)
@@ -245,7 +245,7 @@ def joint_step(args, agent, _):
     # A key always gives the same numbers, so each use gets a key of its own.
     key, reset_key, explore_key, step_key, sample_key = jax.random.split(agent.key, 5)
 
-    # Reset where an episode has ended. Not with `if`: while compiling, its value is unknown.
+    # Reset where an episode has ended. `cond` is JAX's `if`; Python's can't use traced values.
     def restart(key, ended, state):
         return jax.lax.cond(ended, lambda: reset(key), lambda: state)
 
@@ -267,7 +267,7 @@ def joint_step(args, agent, _):
     ended = terminated | truncated
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
 
-    # Store. If truncated, next_obs still has a value; if terminated, it has not.
+    # Store. Only termination makes the value of next_obs 0: a truncated episode could go on.
     new = Transition(obs, action, reward, args.gamma * ~terminated, state.obs, ended)
     buffer = add(agent.buffer, agent.env_steps, new)
     env_steps = agent.env_steps + N
@@ -294,7 +294,7 @@ def train(args):
     def run_chunk(agent):
         return jax.lax.scan(partial(joint_step, args), agent, length=joint_steps // chunks)
 
-    # Donated: the new agents overwrite the old. Compiled before the timing.
+    # Donated: the new agents overwrite the old.
     run_chunks = jax.jit(jax.vmap(run_chunk), donate_argnums=0).lower(agents).compile()
     compiled = printed = time.time()
     history = []
@@ -346,14 +346,13 @@ def evaluate(args, params):
             total += jnp.where(running, jnp.sum(reward), 0)
             return (state, total, running & ~(terminated | truncated)), None
 
-        keys = jax.random.split(jax.random.key(seed + 1), MAX_STEPS)
-        start = (reset(jax.random.key(seed)), 0.0, True)
-        (_, total, _), _ = jax.lax.scan(one_step, start, keys)
+        keys = jax.random.split(jax.random.key(seed), 1 + MAX_STEPS)
+        start = (reset(keys[0]), 0.0, True)
+        (_, total, _), _ = jax.lax.scan(one_step, start, keys[1:])
         return total
 
-    play_all = jax.jit(jax.vmap(play, (0, None)))
-    # Training uses seeds below 2^31.
-    seeds = 2**31 + 2 * np.arange(args.eval_episodes, dtype=np.uint32)
+    play_all = jax.jit(jax.vmap(play, (0, None)))  # all agents, one seed
+    seeds = 2**31 + np.arange(args.eval_episodes, dtype=np.uint32)  # training's are lower
     return np.stack([play_all(params, seed) for seed in seeds], axis=1).astype(float)
 
 
