@@ -124,7 +124,7 @@ def init_params(rng, sizes):
 
 def perceptron(params, x):
     """The layers: x (B, in) -> (B, out)."""
-    # Operators and methods only, so NumPy runs it to act, and JAX to learn.
+    # Operators and methods only, so that NumPy can act and JAX learn.
     x = x.astype(np.float32)
     last = len(params) // 2 - 1
     for i in range(last):
@@ -136,7 +136,7 @@ def perceptron(params, x):
 def normalize(x):
     """Rows with mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3)."""
     n = x.shape[1]
-    x = x - x.sum(axis=1, keepdims=True) / n  # NumPy's mean makes acting 1.3 times as long
+    x = x - x.sum(axis=1, keepdims=True) / n  # mean() makes acting 1.3 times as long
     return x / ((x * x).sum(axis=1, keepdims=True) / n + 1e-5) ** 0.5
 
 
@@ -284,7 +284,7 @@ def train(args, env):
     obs = np.zeros((args.buffer_size, obs_size), np.float32)
     zeros = np.zeros(args.buffer_size, np.float32)
     buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
-    # `jit` compiles learn at its first call, for these args; the result is dropped.
+    # `jit` compiles learn at its first call, whose result is dropped.
     learn_group = jax.jit(partial(learn, args, jnp.asarray(torques)))
     learn_group(learner, sample(args, rng, buffer, 1, torques))
     compiled = printed = time.time()

@@ -70,16 +70,16 @@ SWING = "--env-id Pendulum-v1"
 ROWS = [
     Row("CartPole", CARTPOLE, "", 9000, 10, 100, readme="CartPole-v1"),
     Row("CartPole, one at a time", CARTPOLE, "", 6100, 9),
-    Row("LunarLander", LANDER, readme="LunarLander-v3"),
+    Row("LunarLander", LANDER, "", 6200, readme="LunarLander-v3"),
     Row(
         "Acrobot",
         LANDER,
         "--env-id Acrobot-v1",
-        6100,
+        6200,
         5,
         readme="Acrobot-v1, by dqn_lunarlander.py",
     ),
-    Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1", 6100, 5),
+    Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1", 6200, 5),
     Row("InvertedPendulum", PENDULUM, readme=INVERTED),
     Row("Pendulum", PENDULUM, SWING, readme="Pendulum-v1"),
     Row(
@@ -110,6 +110,7 @@ CHANGES = {
     (LANDER, "w- copies w every 200 updates"): (SOFT, COPY.format(200)),
     (LANDER, "action gap (advantage learning) of 0.8"): (TARGET, TARGET + GAP),
     (LANDER, "no Double DQN"): (CHOICE, CHOICE.replace("learner.params", "learner.target_params")),
+    (LANDER, "squared errors"): ("optax.huber_loss(q, target)", "(target - q) ** 2"),
     (LANDER, "no layer normalization"): (LAYER, LAYER.removeprefix("normalize")),
 }
 for ablated, all_flags in ABLATIONS.items():

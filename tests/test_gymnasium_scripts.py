@@ -73,7 +73,7 @@ def small(dqn, **changes):
     """The Args of a run of a moment; five torques."""
     args = dqn.Args(total_timesteps=1_500, buffer_size=1_000, hidden_sizes=(16,), end_e=0.5)
     args = replace(args, learning_rate=0.02, tau=0.1, gamma=GAMMA, reward_scale=1.0)
-    return replace(args, gradient_steps=8, eval_episodes=3, **changes)
+    return replace(args, train_frequency=16, gradient_steps=8, eval_episodes=3, **changes)
 
 
 @EACH_NETWORK
@@ -129,7 +129,6 @@ def test_the_form_of_observations_and_rewards_makes_no_difference(form, dqn):
 
 SPACES = {  # an observation space, how many numbers its observations become
     "number from 5": (Discrete(3, start=5), 3),
-    "bits": (spaces.MultiBinary(4), 4),
     "numbers": (spaces.MultiDiscrete([2, 3]), 5),
     "grid": (Box(0, 255, (2, 3), np.uint8), 6),
     "tuple": (spaces.Tuple([Discrete(3), Box(-1, 1, (2,))]), 5),
@@ -185,7 +184,6 @@ def test_an_environment_may_keep_statistics_of_its_own(dqn):
 
 @BOTH
 def test_an_episode_without_an_end_stops_the_evaluation(dqn, monkeypatch):
-    """At a hundredth of the bound, to save time."""
     env = Probe("limit", dqn)
     args = small(dqn, total_timesteps=100)
     params, _, _ = dqn.train(args, env)
@@ -200,7 +198,7 @@ def test_an_episode_without_an_end_stops_the_evaluation(dqn, monkeypatch):
 def test_a_number_that_is_not_finite_ends_the_run_by_name(what, dqn):
     env = Probe("one", dqn)
     args = small(dqn, total_timesteps=100)
-    env.dress_reward = lambda reward: {"reward": np.inf, "loss": 1e25}.get(what, 1.0)
+    env.dress_reward = lambda reward: {"reward": np.inf, "loss": 3e38}.get(what, 1.0)
     if what == "observation":
         env.dress_obs = lambda obs: obs * np.float32("nan")
     with pytest.raises(FloatingPointError, match=f"{what} is not finite"):
@@ -269,7 +267,7 @@ def numpy_q(args, params, obs, torques):
 
 
 @EACH_NETWORK
-def test_updates_are_steps_of_adam_on_the_squared_error(dqn, changes):
+def test_updates_are_steps_of_adam_on_the_loss(dqn, changes):
     """Against NumPy: y = r + discount * max Q(next_obs; w-), or the value of w's choice."""
     args = replace(small(dqn, **changes), batch_size=12, tau=0.25)
     story = Story()
@@ -284,7 +282,9 @@ def test_updates_are_steps_of_adam_on_the_squared_error(dqn, changes):
 
     def loss_of(params):
         q = numpy_q(args, params, obs, TORQUES)[np.arange(12), action]
-        return np.mean((y - q) ** 2)
+        error = np.abs(y - q)
+        huber = np.where(error > 1, error - 0.5, error**2 / 2)
+        return np.mean(huber if dqn is lander else error**2)
 
     chooser = networks[0] if dqn is lander else networks[1]
     choice = numpy_q(args, chooser, next_obs, drawn).argmax(axis=1)
