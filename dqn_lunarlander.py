@@ -17,7 +17,7 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
 
     h(y - Q(s, a; w))   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal,
 
-and h(x) = x^2 / 2 if |x| < 1, else |x| - 1/2 (Huber 1964): the paper clips errors.
+and h(x) = x^2 / 2 if |x| < 1, else |x| - 1/2 (Huber 1964). Its slope is the error, clipped.
 
     python dqn_lunarlander.py --env-id Acrobot-v1
     python dqn_lunarlander.py --output-dir runs/1 --eval-frequency 25000 --capture-video
@@ -25,7 +25,7 @@ and h(x) = x^2 / 2 if |x| < 1, else |x| - 1/2 (Huber 1964): the paper clips erro
 Measured on ten seeds not used for tuning: all solved, mean 259, worst agent 217, 30 s each.
 
 Differences from Mnih et al.:
-- Targets sum n rewards, then add Q (Sutton 1988), uncorrected for random actions (--n-step).
+- Targets sum n rewards, random actions' too, then add Q (Sutton 1988, --n-step).
 - w picks the best next action, and w- values it (Double DQN, van Hasselt et al. 2016).
 - The target network moves a little at every update (--tau).
 - Learning starts at once; the agent acts with weights one group of updates old.
@@ -52,7 +52,6 @@ import numpy as np
 import optax
 import tyro
 from gymnasium.spaces import Box, Discrete
-from jax import Array
 
 
 # ---------- Arguments
@@ -60,7 +59,7 @@ from jax import Array
 class Args:
     """DQN on a Gymnasium environment with Discrete actions."""
 
-    seed: int = 1  # same seed, machine, and versions: identical results
+    seed: int = 1  # same seed, machine, versions: same bits
     env_id: str = "LunarLander-v3"  # or another id, or my_module:MyEnv-v0
     total_timesteps: int = 200_000  # environment steps
     train_frequency: int = 32  # environment steps between groups of updates
@@ -72,17 +71,17 @@ class Args:
     gamma: float = 0.995  # discount per step
     n_step: int = 3  # rewards summed in a target
     tau: float = 0.005  # how far each update moves w- toward w; 1 copies w
-    reward_scale: float = 0.05  # factor of rewards in targets, to keep errors near 1
+    reward_scale: float = 0.03  # factor of rewards in targets, to keep errors near 1
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
     exploration_fraction: float = 0.2  # part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
-    eval_frequency: int = 0  # environment steps between snapshots; 0: none
+    eval_frequency: int = 0  # environment steps between saved snapshots; 0: none
     capture_video: bool = False  # film the snapshots and the agent, as GIFs
     output_dir: str | None = None  # new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
-SCRIPT = "dqn_lunarlander.py"  # saved models hold this name
+SCRIPT = "dqn_lunarlander.py"
 
 
 # ---------- Environment
@@ -99,7 +98,7 @@ def prepare(env):
     except Exception as error:
         api = "reset(seed) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
         raise ValueError(f"Gymnasium's API is {api}: {error}") from error
-    # With a key of its own: env may already have statistics.
+    # With a key of its own: env may be wrapped like this.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -108,7 +107,7 @@ def init_params(rng, sizes):
     """The layers of a perceptron: w0 (in, out), b0 (1, out), w1, ... (He et al. 2015, eq. 10)."""
     params = {}
     for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        limit = np.sqrt(6 / n_in)
+        limit = np.sqrt(6 / n_in)  # variance 2 / n_in
         params[f"w{i}"] = rng.uniform(-limit, limit, (n_in, n_out)).astype(np.float32)
         params[f"b{i}"] = np.zeros((1, n_out), np.float32)
     return params
@@ -134,11 +133,11 @@ def normalize(x):
 
 # ---------- Replay buffer
 class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B, ...)
-    obs: Array
-    action: Array
-    reward: Array  # discounted sum of k scaled rewards; k < n before an end
-    discount: Array  # of the value of next_obs: gamma^k, or 0 if terminated
-    next_obs: Array  # k steps after obs, before any reset
+    obs: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray  # discounted sum of k scaled rewards; k < n only at an end
+    discount: np.ndarray  # of the value of next_obs: gamma^k, or 0 if terminated
+    next_obs: np.ndarray  # k steps after obs, before any reset
 
 
 def extend(queue, new, ended, n_step):
@@ -169,7 +168,7 @@ def add(buffer, added, new):
 
 
 def sample(args, rng, buffer, added):
-    """Draw the batches of a group, uniformly: arrays (G, B, ...)."""
+    """Draw the batches of a group, uniformly: copies (G, B, ...)."""
     filled = min(added, args.buffer_size)
     rows = rng.integers(filled, size=(args.gradient_steps, args.batch_size))
     return Transition(*(field[rows] for field in buffer))
@@ -203,7 +202,7 @@ def update(args, learner, batch):
         return jnp.mean(optax.huber_loss(q, target))  # squares learn less
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two pure functions, made anew here; its memory is opt_state.
+    # optax has pure functions: Adam's memory is opt_state, so this starts nothing anew.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
@@ -213,7 +212,7 @@ def update(args, learner, batch):
 
 def learn(args, learner, batches):
     """A group of updates. Returns the Learner and the last loss."""
-    # `scan` is `for batch in batches: learner, loss = update(args, learner, batch)`, compiled.
+    # `scan` compiles a loop: for i in range(G): learner, loss = update(args, learner, batch i).
     learner, losses = jax.lax.scan(partial(update, args), learner, batches)
     return learner, losses[-1]
 
@@ -251,7 +250,7 @@ def run_steps(args, env, rng, learner, learn_group, buffer):
 
         # Learn.
         if added and env_steps % args.train_frequency == 0:
-            # np.asarray waits for the previous group. The agent acts with its weights ...
+            # np.asarray waits for the previous group. The agent acts with that group's weights ...
             acting_params = jax.tree.map(np.asarray, learner.params)
             # ... while JAX works on the next group in the background: this returns at once.
             learner, loss = learn_group(learner, sample(args, rng, buffer, added))
@@ -274,7 +273,7 @@ def train(args, env):
     obs = np.zeros((args.buffer_size, *obs_shape), np.float32)
     zeros = np.zeros(args.buffer_size, np.float32)
     buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
-    # `jit` compiles learn at its first call, whose result is dropped.
+    # `jit` compiles learn at its first call, here on zeros; the result is dropped.
     learn_group = jax.jit(partial(learn, args))
     learn_group(learner, sample(args, rng, buffer, 1))
     compiled = printed = time.time()
@@ -341,16 +340,15 @@ def summarize(args, env, returns):
 
 
 def film(args, env, params):
-    """Play an episode with each snapshot and with params; film them if asked."""
+    """Make a GIF of an episode with each snapshot and with params."""
+    import imageio.v3  # slow to import
+
     models = {path: load_model(path) for path in sorted(Path(args.output_dir).glob("model_*"))}
     models[Path(args.output_dir, "model.npz")] = params
     for path, params in models.items():
-        frames = [] if args.capture_video else None
+        frames = []
         print(f"{path.stem}: greedy return {play(params, prepare(env), 2**30, frames):.1f}")
-        if frames:
-            import imageio.v3
-
-            imageio.v3.imwrite(path.with_suffix(".gif"), frames, duration=40, loop=0)
+        imageio.v3.imwrite(path.with_suffix(".gif"), frames, duration=40, loop=0)
 
 
 # ---------- Command line
@@ -422,7 +420,7 @@ def main(args):
             summary |= counts | {"args": vars(args)}
             if args.output_dir:
                 keep(args, params, episodes)
-        if args.eval_frequency or args.capture_video:
+        if args.capture_video:
             film(args, env, params)
         summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]
     except (FloatingPointError, TimeoutError) as error:

@@ -18,7 +18,7 @@ A time limit is not a terminal state: a truncated step's target still has the va
     python q_table_maze.py --board 8x8 --slip-prob 0.6667 --output-dir runs/1
     python q_table_maze.py --method network
 
-Measured on 20 seeds not used for tuning: all optimal on each board, with slip 0 and 2/3, in 8 s.
+Measured on 20 seeds not used for tuning: all optimal on each board, slip 0 and 2/3, within 8 s.
 
 Beyond the update:
 - Episodes start in random free cells, to visit all (Sutton and Barto 2018).
@@ -26,7 +26,7 @@ Beyond the update:
 - On ice (--slip-prob), targets are random, so alpha falls with the visits to (s, a).
 
 Letters in shapes: S cells, A actions. `jax.jit` compiles a function before its arrays have
-values, so branch on them with `jnp.where`; settings are constants, and `if` works.
+values, so branch on them with `jnp.where`; settings are constants, so `if` works.
 `x.at[i].add(1)` is a copy of x with x[i] one larger.
 """
 
@@ -52,7 +52,7 @@ from jax import Array
 class Args:
     """Q-learning in a maze."""
 
-    seed: int = 1  # same seed, machine, and versions: identical results
+    seed: int = 1  # same seed, machine, versions: same bits
     board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8, or rows of S start, F free, H hole, G goal: SFH/HFG
     slip_prob: float = 0.0  # chance to slip sideways (ice); FrozenLake's: 2/3
     total_timesteps: int = 0  # environment steps; 0: enough for the board
@@ -67,7 +67,7 @@ class Args:
     load_model: str | None = None  # evaluate this model.npz instead of training
 
 
-SCRIPT = "q_table_maze.py"  # saved models hold this name
+SCRIPT = "q_table_maze.py"
 
 
 # ---------- Environment
@@ -164,7 +164,7 @@ def update(args, params, obs, action, reward, next_obs, terminated, alpha):
         q_table = params["q_table"]
         return {"q_table": q_table.at[obs, action].add(alpha * (target - q_table[obs, action]))}
 
-    # y comes from outside, a constant: the gradient is -(y - Q(s, a)) at the pair, 0 elsewhere.
+    # y was computed outside, a constant: the gradient is -(y - Q(s, a)) at the pair, 0 elsewhere.
     def loss_fn(params):
         return 0.5 * (target - q_values(params, obs)[action]) ** 2
 
@@ -230,19 +230,19 @@ def train(args):
     exact = exact_q(args, maze)
     timesteps = args.total_timesteps or 20_000 * len(exact)
     if not args.total_timesteps and args.slip_prob and args.method == "table":
-        timesteps = 50_000 * len(exact) ** 2  # ice needs more, and a table is fast
+        timesteps = 50_000 * len(exact) ** 2  # ice needs more; the network is slow
     chunk = min(2**16, 1 + timesteps // 64)  # steps of a compiled call
     # NumPy draws: with jax.random, a step takes 1.9 times as long.
     rng = np.random.default_rng(args.seed)
     noise = rng.random((chunk, 4), np.float32)
     params = init_params(args.method, exact.shape)
     agent = Agent(params, np.zeros(exact.shape, int), EnvState(maze.start, 0), 0.0)
-    # `jax.tree.map` calls a function on each value in nested structures ("pytrees"). Without
-    # NumPy's types, JAX would compile for Python's numbers, and again for its own.
+    # `jax.tree.map` calls a function on each value in nested structures ("pytrees"). NumPy
+    # gives Python's numbers the types of JAX's results: for others, JAX would compile again.
     world, agent = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (maze, agent))
     # Donated: the new agent overwrites the old.
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
-    agent, _, _ = run_chunk(agent, noise, 0)  # to compile
+    agent, _, _ = run_chunk(agent, noise, 0)  # 0 steps, to compile
     compiled = printed = time.time()
     env_steps = 0
     windows = []
@@ -250,13 +250,13 @@ def train(args):
     with contextlib.suppress(KeyboardInterrupt):
         while env_steps < timesteps:
             steps = min(chunk, timesteps - env_steps)
-            # It returns at once: NumPy draws while JAX works. `device_get` waits.
+            # It returns at once: NumPy draws while JAX works. `device_get` waits, and copies.
             agent, episodes, total = run_chunk(agent, noise, steps)
             noise = rng.random(noise.shape, np.float32)
             params, episodes, total = jax.device_get((agent.params, episodes, total))
             env_steps += steps
             kept.append(params)
-            (q,) = params.values()  # the only array
+            (q,) = params.values()
             error = np.abs(q - exact)[maze.free].max()
             recent = total / episodes if episodes else np.nan
             windows.append((env_steps, recent, error))
@@ -291,9 +291,10 @@ def evaluate(args, params):
     while running.any():
         action = q_values(params, state.cell).argmax(axis=1)
         noise = rng.random(n, np.float32)
-        state, reward, terminated, truncated = step(args, maze, state, action, noise)
+        outputs = step(args, maze, state, action, noise)
+        state, reward, terminated, truncated = jax.device_get(outputs)
         returns += np.where(running, reward, 0)
-        running &= ~np.asarray(terminated | truncated)
+        running &= ~(terminated | truncated)
     return returns
 
 

@@ -70,16 +70,16 @@ SWING = "--env-id Pendulum-v1"
 ROWS = [
     Row("CartPole", CARTPOLE, "", 9000, 10, 100, readme="CartPole-v1"),
     Row("CartPole, one at a time", CARTPOLE, "", 6100, 9),
-    Row("LunarLander", LANDER, "", 6200, readme="LunarLander-v3"),
+    Row("LunarLander", LANDER, "", 6300, readme="LunarLander-v3"),
     Row(
         "Acrobot",
         LANDER,
         "--env-id Acrobot-v1",
-        6200,
+        6300,
         5,
         readme="Acrobot-v1, by dqn_lunarlander.py",
     ),
-    Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1", 6200, 5),
+    Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1", 6300, 5),
     Row("InvertedPendulum", PENDULUM, readme=INVERTED),
     Row("Pendulum", PENDULUM, SWING, readme="Pendulum-v1"),
     Row(
