@@ -132,7 +132,7 @@ def init_params(rng, sizes):
 
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) -> (B, A)."""
-    x = (obs / OBS_SCALE).T  # (O, B); with (B, O) and x @ w, training takes 1.3 times as long
+    x = (obs / OBS_SCALE).T  # (O, B); x @ w on (B, O) makes training 1.3 times as long
     last = len(params) // 2 - 1
     for i in range(last):
         x = jax.nn.relu(params[f"w{i}"] @ x + params[f"b{i}"])
@@ -167,7 +167,7 @@ def sample(args, key, buffer, added):
     discount = buffer.discount[first]
     for k in range(1, args.n_step):
         later = start + k * args.num_envs  # k steps later in the same environment
-        # Stop at an end or the newest step. Then last no longer moves, and stop stays true.
+        # Stop at an end or the newest step. Then last stays there, and stop stays true.
         stop = buffer.ended[last] | (later >= added)
         last = jnp.where(stop, last, later % args.buffer_size)
         reward += jnp.where(stop, 0, discount * buffer.reward[last])
@@ -195,7 +195,7 @@ def update(args, learner, batch):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # optax has pure functions: Adam's memory is opt_state, so this starts nothing anew.
+    # optax has pure functions: Adam's memory is opt_state, so nothing starts anew.
     updates, opt_state = optax.adam(args.learning_rate).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
@@ -243,7 +243,7 @@ def init_agents(args):
 def joint_step(args, agent, _):
     """For scan: a step of N environments, an update. Returns the Agent, (ended, returns, loss)."""
     N = args.num_envs
-    # A key always gives the same numbers, so each use gets a key of its own.
+    # A key always gives the same numbers: each use gets its own.
     key, reset_key, explore_key, step_key, sample_key = jax.random.split(agent.key, 5)
 
     # Reset where an episode has ended. `jit` compiles before arrays have values: no `if` on them.
@@ -291,7 +291,7 @@ def train(args):
     chunks = max(1, joint_steps // 500)  # in between, Python prints
 
     # `scan` is `for _ in range(length): agent, output = joint_step(args, agent, None)`, compiled.
-    # It stacks the outputs: ended (T, N), and (K, T, N) by vmap.
+    # It stacks the outputs: ended (T, N), by vmap (K, T, N).
     def run_chunk(agent):
         return jax.lax.scan(partial(joint_step, args), agent, length=joint_steps // chunks)
 
@@ -347,9 +347,9 @@ def evaluate(args, params):
             total += jnp.where(running, jnp.sum(reward), 0)
             return (state, total, running & ~(terminated | truncated)), None
 
-        keys = jax.random.split(jax.random.key(seed), 1 + MAX_STEPS)
-        start = (reset(keys[0]), 0.0, True)
-        (_, total, _), _ = jax.lax.scan(one_step, start, keys[1:])
+        reset_key, steps_key = jax.random.split(jax.random.key(seed))
+        keys = jax.random.split(steps_key, MAX_STEPS)
+        (_, total, _), _ = jax.lax.scan(one_step, (reset(reset_key), 0.0, True), keys)
         return total
 
     play_all = jax.jit(jax.vmap(play, (0, None)))  # all agents, one seed

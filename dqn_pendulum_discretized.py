@@ -209,7 +209,7 @@ def update(args, torques, learner, inputs):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # optax has pure functions: Adam's memory is opt_state, so this starts nothing anew.
+    # optax has pure functions: Adam's memory is opt_state, so nothing starts anew.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
