@@ -22,7 +22,7 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
 Measured on 1,000 seeds not used for tuning: all solved, mean 500.0, 0.15 s each.
 
 Differences from Mnih et al.:
-- Targets sum n rewards, random actions' too, then add Q (Sutton 1988, --n-step).
+- Targets sum n rewards, of random actions too, then add Q (Sutton 1988, --n-step).
 - 64 environments step between two updates (--num-envs); learning starts at once.
 - The target network moves a little at every update (--tau).
 - More actions stay random, to learn recoveries (--end-e).
@@ -80,7 +80,7 @@ SCRIPT = "dqn_cartpole_jax.py"
 # For your own, rewrite this section: reset and step of one environment, which jax.vmap turns into
 # N. EnvState needs obs, a vector of OBS_SIZE numbers; the rest is yours. The defaults suit a Q up
 # to 1 / (1 - gamma) = 100. From gymnax, use reset_env and step_env (its step resets too), and keep
-# its state too.
+# its state in EnvState.
 
 OBS_SIZE = 4  # cart position (m), velocity (m/s), pole angle (rad), angular velocity (rad/s)
 ACTIONS = 2  # push left or right
@@ -132,7 +132,7 @@ def init_params(rng, sizes):
 
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) -> (B, A)."""
-    x = (obs / OBS_SCALE).T  # (O, B); x @ w on (B, O) makes training 1.3 times as long
+    x = (obs / OBS_SCALE).T  # (O, B); with rows and x @ w, training takes 1.3 times as long
     last = len(params) // 2 - 1
     for i in range(last):
         x = jax.nn.relu(params[f"w{i}"] @ x + params[f"b{i}"])
@@ -150,7 +150,7 @@ class Transition(NamedTuple):  # each array has a first axis: buffer_size, N or 
 
 
 def add(buffer, added, new):
-    """Write N new transitions over the oldest of a buffer that took `added` before."""
+    """Write N transitions, from number `added` on, over the oldest."""
     rows = (added + jnp.arange(len(new.action))) % len(buffer.action)
     # `jax.tree.map` calls a function on each array in nested structures ("pytrees").
     # `x.at[rows].set(y)` is x after x[rows] = y; compiled, it works in place.
@@ -167,7 +167,7 @@ def sample(args, key, buffer, added):
     discount = buffer.discount[first]
     for k in range(1, args.n_step):
         later = start + k * args.num_envs  # k steps later in the same environment
-        # Stop at an end or the newest step. Then last stays there, and stop stays true.
+        # An end or the newest step stops the sum for good: last stays, and later grows.
         stop = buffer.ended[last] | (later >= added)
         last = jnp.where(stop, last, later % args.buffer_size)
         reward += jnp.where(stop, 0, discount * buffer.reward[last])
@@ -195,7 +195,7 @@ def update(args, learner, batch):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # optax has pure functions: Adam's memory is opt_state, so nothing starts anew.
+    # An optax optimizer is two pure functions: all of Adam's memory is in opt_state.
     updates, opt_state = optax.adam(args.learning_rate).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
@@ -225,7 +225,7 @@ def init_agents(args):
 
     def init_agent(seed, params):
         key = jax.random.key(seed)
-        # Only shapes: the first step resets.
+        # Zeros will do: the first step resets.
         shapes = jax.eval_shape(jax.vmap(reset), jax.random.split(key, N))
         state = jax.tree.map(jnp.zeros_like, shapes)
         obs = jnp.zeros((args.buffer_size, OBS_SIZE))
@@ -264,7 +264,7 @@ def joint_step(args, agent, _):
     # Step.
     keys = jax.random.split(step_key, N)
     state, reward, terminated, truncated = jax.vmap(step)(keys, state, action)
-    reward = reward.reshape(N)  # yours may have shape (1,)
+    reward = reward.reshape(N)  # yours may be (1,)
     ended = terminated | truncated
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
 
@@ -295,14 +295,14 @@ def train(args):
     def run_chunk(agent):
         return jax.lax.scan(partial(joint_step, args), agent, length=joint_steps // chunks)
 
-    # Donated: the new agents overwrite the old. Compiled first.
+    # Donated: the new agents overwrite the old. Compiled now, to time it.
     run_chunks = jax.jit(jax.vmap(run_chunk), donate_argnums=0).lower(agents).compile()
     compiled = printed = time.time()
     history = []
     try:
         for chunk in range(chunks):
             agents, outputs = run_chunks(agents)
-            # Params too: Ctrl-C may lose the donated agents.
+            # Params too: Ctrl-C in a call loses its agents.
             history.append(jax.device_get((agents.learner.params, *outputs)))
             if time.time() - printed > 1 or chunk == chunks - 1:
                 printed = time.time()
@@ -416,7 +416,7 @@ def main(args):
     flag = "settings"
     try:
         check(args)
-        if args.num_seeds > 1:  # a device a core
+        if args.num_seeds > 1:  # one per core
             jax.config.update("jax_num_cpu_devices", min(os.cpu_count(), args.num_seeds))
         flag = "load_model"
         if args.load_model:

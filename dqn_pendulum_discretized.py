@@ -24,7 +24,7 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
 
 Measured on ten seeds not used for tuning: InvertedPendulum-v5 all solved, with 1000 torques too;
-Pendulum-v1 mean -149; the best with five torques is -136.
+Pendulum-v1 mean -149; the optimum of five torques is -136.
 
 Differences from Mnih et al.:
 - The target network moves a little at every update (--tau).
@@ -100,7 +100,7 @@ def prepare(env):
     except Exception as error:
         api = "reset(seed) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
         raise ValueError(f"Gymnasium's API is {api}: {error}") from error
-    # With a key of its own: env may be wrapped like this.
+    # A key of its own: yours may be wrapped too.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -123,7 +123,7 @@ def init_params(rng, sizes):
 
 def perceptron(params, x):
     """The layers: x (B, in) -> (B, out)."""
-    # Operators and methods only, so that NumPy can act and JAX learn.
+    # Operators and methods only: it runs in NumPy to act, in JAX to learn.
     x = x.astype(np.float32)
     last = len(params) // 2 - 1
     for i in range(last):
@@ -166,7 +166,7 @@ class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B,
 
 
 def add(buffer, added, new):
-    """Write a new transition over the oldest of a buffer that took `added` before."""
+    """Write transition number `added`, from 0, over the oldest."""
     for field, value in zip(buffer, new, strict=True):
         field[added % len(field)] = value
 
@@ -202,14 +202,14 @@ def update(args, torques, learner, inputs):
 
     # JAX differentiates with respect to loss_fn's argument; target is a constant inside it.
     def loss_fn(params):
-        if args.q_input == "state":  # args are constants for `jit`
+        if args.q_input == "state":  # constant for `jit`
             q = q_of_state(params, batch.obs, torques)[jnp.arange(args.batch_size), batch.action]
         else:
             q = q_of_state_action(params, batch.obs, torques[batch.action, None])[:, 0]
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # optax has pure functions: Adam's memory is opt_state, so nothing starts anew.
+    # An optax optimizer is two pure functions: all of Adam's memory is in opt_state.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
@@ -226,7 +226,7 @@ def learn(args, torques, learner, inputs):
 
 # ---------- Training
 def run_steps(args, env, rng, learner, learn_group, buffer):
-    """After each step, yields the Learner and the latest loss."""
+    """Yields the Learner and the latest loss after each step. learn_group is `learn`."""
     torques = make_torques(args, env)
     falling = max(1, args.exploration_fraction * args.total_timesteps)
     acting_params = learner.params
@@ -412,7 +412,7 @@ def main(args):
             summary |= counts | {"args": vars(args)}
             if args.output_dir:
                 keep(args, params, episodes, make_torques(args, env))
-        summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]
+        summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]  # one agent
     except (FloatingPointError, TimeoutError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

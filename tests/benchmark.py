@@ -114,8 +114,7 @@ CHANGES = {
     (LANDER, "no layer normalization"): (LAYER, LAYER.removeprefix("normalize")),
 }
 for ablated, all_flags in ABLATIONS.items():
-    together = 100 if ablated == CARTPOLE else 1
-    several = 1 if ablated == CARTPOLE else 10
+    several, together = {CARTPOLE: (1, 100), LANDER: (6, 1), PENDULUM: (10, 1)}[ablated]
     for flags in all_flags.split("|"):
         name = f"ablation {ablated} {flags}"
         ROWS.append(Row(name, ablated, flags, 6000, several, together))
