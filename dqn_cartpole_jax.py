@@ -19,7 +19,7 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
     python dqn_cartpole_jax.py --seed 1                            train an agent
     python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1  train sixteen, save the results
 
-Measured on 1,000 seeds not used for tuning: all solved, mean 500.0, 0.15 s each.
+Measured on 1,000 unseen seeds: all solved, mean 500.0, 0.16 s each.
 
 Differences from Mnih et al.:
 - Targets sum n rewards, of random actions too, then add Q (Sutton 1988, --n-step).
@@ -54,7 +54,7 @@ from jax import Array
 class Args:
     """DQN on CartPole-v1."""
 
-    seed: int = 1  # same seed, machine, versions: same bits
+    seed: int = 1  # same seed, machine, versions: same result
     num_seeds: int = 1  # agents to train at once
     total_timesteps: int = 256_000  # environment steps of each agent
     num_envs: int = 64  # environments that step together
@@ -295,7 +295,7 @@ def train(args):
     def run_chunk(agent):
         return jax.lax.scan(partial(joint_step, args), agent, length=joint_steps // chunks)
 
-    # Donated: the new agents overwrite the old. Compiled now, to time it.
+    # Donated: the new agents overwrite the old. Compiled, then timed.
     run_chunks = jax.jit(jax.vmap(run_chunk), donate_argnums=0).lower(agents).compile()
     compiled = printed = time.time()
     history = []
@@ -416,7 +416,7 @@ def main(args):
     flag = "settings"
     try:
         check(args)
-        if args.num_seeds > 1:  # one per core
+        if args.num_seeds > 1:  # devices, one per core
             jax.config.update("jax_num_cpu_devices", min(os.cpu_count(), args.num_seeds))
         flag = "load_model"
         if args.load_model:

@@ -23,8 +23,8 @@ w slowly, keeps the targets steady. Each update takes a gradient step to reduce 
     python dqn_pendulum_discretized.py --q-input state-action --num-bins 1000
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
 
-Measured on ten seeds not used for tuning: InvertedPendulum-v5 all solved, with 1000 torques too;
-Pendulum-v1 mean -149; the optimum of five torques is -136.
+Measured on ten unseen seeds: InvertedPendulum-v5 all solved, with 1000 torques too;
+Pendulum-v1 mean -149; with five torques, -136 is optimal.
 
 Differences from Mnih et al.:
 - The target network moves a little at every update (--tau).
@@ -59,7 +59,7 @@ from gymnasium.spaces import Box
 class Args:
     """DQN on a Gymnasium environment with one continuous action."""
 
-    seed: int = 1  # same seed, machine, versions: same bits
+    seed: int = 1  # same seed, machine, versions: same result
     env_id: str = "InvertedPendulum-v5"  # or another id, or my_module:MyEnv-v0
     num_bins: int = 5  # torques, from the lowest to the highest
     q_input: Literal["state", "state-action"] = "state"  # of the network
@@ -100,7 +100,7 @@ def prepare(env):
     except Exception as error:
         api = "reset(seed) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
         raise ValueError(f"Gymnasium's API is {api}: {error}") from error
-    # A key of its own: yours may be wrapped too.
+    # A key of its own: your env may be wrapped like this.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -202,7 +202,7 @@ def update(args, torques, learner, inputs):
 
     # JAX differentiates with respect to loss_fn's argument; target is a constant inside it.
     def loss_fn(params):
-        if args.q_input == "state":  # constant for `jit`
+        if args.q_input == "state":  # a setting, so `if` works
             q = q_of_state(params, batch.obs, torques)[jnp.arange(args.batch_size), batch.action]
         else:
             q = q_of_state_action(params, batch.obs, torques[batch.action, None])[:, 0]
@@ -226,7 +226,7 @@ def learn(args, torques, learner, inputs):
 
 # ---------- Training
 def run_steps(args, env, rng, learner, learn_group, buffer):
-    """Yields the Learner and the latest loss after each step. learn_group is `learn`."""
+    """Yields the Learner and the latest loss after each step. learn_group is compiled."""
     torques = make_torques(args, env)
     falling = max(1, args.exploration_fraction * args.total_timesteps)
     acting_params = learner.params
@@ -283,7 +283,7 @@ def train(args, env):
     obs = np.zeros((args.buffer_size, obs_size), np.float32)
     zeros = np.zeros(args.buffer_size, np.float32)
     buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
-    # `jit` compiles learn at its first call, here on zeros; the result is dropped.
+    # `jit` compiles learn at its first call, on zeros; the result is dropped.
     learn_group = jax.jit(partial(learn, args, jnp.asarray(torques)))
     learn_group(learner, sample(args, rng, buffer, 1, torques))
     compiled = printed = time.time()
@@ -370,7 +370,7 @@ def load_model(path, args=None, env=None):
     if args and not np.array_equal(torques, make_torques(args, env)):
         raise ValueError(f"it is for {len(torques)} torques from {torques[0]} to {torques[-1]}")
     if args:
-        Q_VALUES[args.q_input](params, env.reset()[0][None], torques)  # or fail
+        Q_VALUES[args.q_input](params, env.reset()[0][None], torques)
     return params
 
 

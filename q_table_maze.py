@@ -52,7 +52,7 @@ from jax import Array
 class Args:
     """Q-learning in a maze."""
 
-    seed: int = 1  # same seed, machine, versions: same bits
+    seed: int = 1  # same seed, machine, versions: same result
     board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8, or rows of S start, F free, H hole, G goal: SFH/HFG
     slip_prob: float = 0.0  # chance to slip sideways (ice); FrozenLake's: 2/3
     total_timesteps: int = 0  # environment steps; 0: enough for the board
@@ -250,7 +250,7 @@ def train(args):
     with contextlib.suppress(KeyboardInterrupt):
         while env_steps < timesteps:
             steps = min(chunk, timesteps - env_steps)
-            # It returns at once: NumPy draws while JAX works. `device_get` waits, and copies.
+            # It returns at once: NumPy draws while JAX works. `device_get` waits for it.
             agent, episodes, total = run_chunk(agent, noise, steps)
             noise = rng.random(noise.shape, np.float32)
             params, episodes, total = jax.device_get((agent.params, episodes, total))
