@@ -1,36 +1,49 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["jax>=0.10.2,!=0.11.1", "optax>=0.2.8", "gymnasium[box2d]>=1.4.0", "numpy>=2.4",
-#     "tyro>=1.0.17", "matplotlib>=3.11", "imageio>=2.38"]  # not jax 0.11.1: its issue 40101
+# dependencies = ["jax>=0.10.2,!=0.11.1", "optax>=0.2.8", "gymnasium[classic-control]>=1.4.0",
+#     "gymnasium[box2d]>=1.4.0; python_version < '3.14'", "numpy>=2.4", "tyro>=1.0.17",
+#     "matplotlib>=3.11", "imageio>=2.38"]  # not jax 0.11.1: its issue 40101 on GitHub
 # ///
 """DQN on LunarLander-v3, or on any Gymnasium environment with Discrete actions.
 
-What it teaches: the environment is ordinary Python, and calls of JAX at each step are slow. So the
-agent acts in NumPy, while JAX updates the network in the background (asynchronous dispatch), a
-group of updates in a call.
+What it teaches: the environment is ordinary Python, not JAX, so the training loop can't be
+compiled. A call of a compiled function costs more than this small network's arithmetic, so the
+agent acts in NumPy. Meanwhile JAX updates the network in the background (asynchronous dispatch),
+with a group of updates in each call, so that the calls are few.
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
-is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
-it as a network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a
-replay buffer, because consecutive steps are too similar. A target network, whose weights w- follow
-w slowly, keeps the targets steady. Each update takes a gradient step to reduce the mean of
+is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a
+network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a replay
+buffer, because consecutive steps are too similar. A second copy of the network, the target network
+with weights w-, lags behind w and keeps the targets steady. Each update takes a gradient step to
+reduce the mean of
 
     h(y - Q(s, a; w))   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal,
 
-and h(x) = x^2 / 2 if |x| < 1, else |x| - 1/2 (Huber 1964). Its slope is the error, clipped.
+and h(x) = x^2 / 2 if |x| < 1, else |x| - 1/2 (Huber 1964). The slope of h is x, clipped to
+between -1 and 1, which is the error clipping of Mnih et al.
 
     python dqn_lunarlander.py --env-id Acrobot-v1
     python dqn_lunarlander.py --output-dir runs/1 --eval-frequency 25000 --capture-video
 
-Measured on ten unseen seeds: all solved, mean 277, worst agent 254, 28 s each.
+LunarLander-v3 gives 8 numbers (position, velocity, angle, angular velocity, whether each leg
+touches the ground) and has 4 actions (nothing, left engine, main engine, right engine). Landing
+pays 100 to 140 in all and a crash costs 100; firing engines costs a little. It is solved if the
+mean return of 100 greedy episodes is at least 200. Returns are not discounted, Q is.
+@MEASURED@
 
-Differences from Mnih et al.:
-- Targets sum n rewards, of random actions too, then add Q (Sutton 1988, --n-step).
-- w picks the best next action, and w- values it (Double DQN, van Hasselt et al. 2016).
-- The target network moves a little at every update (--tau).
-- Learning starts at once; the agent acts with weights one group of updates old.
-- Adam replaces RMSProp; its learning rate falls to 0 (--learning-rate).
-- Hidden layers are normalized; rewards are scaled, not clipped (--reward-scale).
+To learn DQN, read `q_values`, `sample`, `update` and `train`, in this order. From *Command line*
+on, nothing is about learning.
+
+Departures from Mnih et al. The last column is the mean return of 10 unseen agents if only this one
+is switched off, or turned to the paper's way:
+
+@TABLE@
+
+Adam replaces RMSProp, and the agent acts with weights that are one group of updates old. Plain DQN,
+all of it switched off:
+
+@PLAIN@
 
 Letters in shapes: B batch, G updates in a group, O observation, A actions.
 """
@@ -40,10 +53,11 @@ import importlib
 import json
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import gymnasium
 import jax
@@ -51,7 +65,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from gymnasium.spaces import Box, Discrete
+from gymnasium import spaces
 
 
 # ---------- Arguments
@@ -59,7 +73,7 @@ from gymnasium.spaces import Box, Discrete
 class Args:
     """DQN on a Gymnasium environment with Discrete actions."""
 
-    seed: int = 1  # same seed, machine, versions: same result
+    seed: int = 1  # the same seed, machine and versions give the same result
     env_id: str = "LunarLander-v3"  # or another id, or my_module:MyEnv-v0
     total_timesteps: int = 200_000  # environment steps
     train_frequency: int = 32  # environment steps between groups of updates
@@ -67,11 +81,17 @@ class Args:
     buffer_size: int = 50_000  # transitions in the replay buffer
     batch_size: int = 64  # transitions in an update
     hidden_sizes: tuple[int, ...] = (128, 128)  # units in each hidden layer
-    learning_rate: float = 3e-3  # of Adam at the start; it falls to 0
+    layer_norm: bool = True  # normalize hidden layers
+    learning_rate: float = 3e-3  # of Adam, at the start
+    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    learning_starts: int = 0  # environment steps before the first update
     gamma: float = 0.995  # discount per step
     n_step: int = 3  # rewards summed in a target
-    tau: float = 0.005  # how far each update moves w- toward w; 1 copies w
-    reward_scale: float = 0.03  # factor of rewards in targets, to keep errors near 1
+    double_dqn: bool = True  # w chooses the next action, and w- values it
+    loss: Literal["huber", "squared"] = "huber"
+    tau: float = 0.005  # how far w- moves toward w; 1 copies w
+    target_network_frequency: int = 0  # environment steps between moves; 0: at every update
+    reward_scale: float = 0.03  # rewards are multiplied by this before they are stored
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
     exploration_fraction: float = 0.2  # part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
@@ -84,70 +104,166 @@ class Args:
 SCRIPT = "dqn_lunarlander.py"
 
 
+class BadInput(ValueError):
+    """Settings, a file or an environment that can't be used: one line, and exit status 2."""
+
+
+class BadRun(RuntimeError):
+    """Training or an evaluation that can't go on: one line, and exit status 1."""
+
+
 # ---------- Environment
-def prepare(env):
-    """Turn observations into vectors (Discrete: one-hot; Dict: joined) and rewards into numbers."""
-    env = gymnasium.wrappers.FlattenObservation(env)
-    if not isinstance(env.observation_space, Box) or not isinstance(env.action_space, Discrete):
-        spaces = f"{env.observation_space} and {env.action_space}"
-        raise ValueError(f"observations must be numbers and actions Discrete, not {spaces}")
-    env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
+MAX_EVAL_STEPS = 100_000
+API = "reset(seed=...) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
+BOX2D = "On Debian: apt install build-essential python3-dev swig; then pip install gymnasium[box2d]"
+UNEVEN = "some observations are 100 times others: try gymnasium.wrappers.NormalizeObservation"
+ENDLESS = f"""without a time limit, an episode of {MAX_EVAL_STEPS:,} steps stops the evaluation; use
+gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit"""
+
+
+def make_env(args):
+    """The environment of args.env_id, as Gymnasium makes it."""
+    options = {"render_mode": "rgb_array"} if args.capture_video else {}
     try:
-        env.reset(seed=0)
-        env.step(env.action_space.start)
+        return gymnasium.make(args.env_id, **options)
     except Exception as error:
-        api = "reset(seed) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
-        raise ValueError(f"Gymnasium's API is {api}: {error}") from error
-    # A key of its own: your env may be wrapped like this.
+        if "Box2D" in str(error):  # under Python 3.14, it has to be compiled
+            error.args = (f"{error}. {BOX2D}",)
+        refuse(error, "env_id")
+
+
+def refuse(error, what):
+    """Raise BadInput if an error comes from Gymnasium or from this file.
+
+    An error in the environment's own code is raised again as it is, with its traceback.
+    """
+    *_, (frame, _) = traceback.walk_tb((error.__cause__ or error).__traceback__)
+    if frame.f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
+        raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
+    raise error
+
+
+def check_env(env):
+    """Reset the environment and take a step. Raises BadInput if this script can't use it."""
+    try:
+        space = wrap_env(env).observation_space
+        if not isinstance(space, spaces.Box) or not isinstance(env.action_space, spaces.Discrete):
+            chosen = f"{env.observation_space} and {env.action_space}"
+            raise TypeError(f"observations must be numbers and actions Discrete, not {chosen}")
+    except Exception as error:
+        refuse(error, "env")
+    try:
+        obs, info = env.reset(seed=0)
+        next_obs, _, _, _, _ = env.step(int(env.action_space.start))
+        if not isinstance(info, dict):
+            raise TypeError("info is not a dict")
+    except Exception as error:
+        refuse(error, f"env: Gymnasium's API is {API}")
+    for x in (obs, next_obs):
+        flatten(env.observation_space, x)
+    sizes = np.maximum(abs(space.low), abs(space.high)).astype(float)
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if sizes.size and sizes.max() > 100 * sizes.min():
+        print(f"warning: {UNEVEN}", file=sys.stderr)
+    if env.spec and env.spec.max_episode_steps is None:
+        print(f"warning: {ENDLESS}", file=sys.stderr)
+
+
+def flatten(space, obs):
+    """An observation of the declared space as a vector of float32 (Discrete: one-hot)."""
+    if not fits(space, obs):
+        raise BadInput(f"env: the observation {obs!r} is not in the declared {space}")
+    return spaces.flatten(space, obs).astype(np.float32)
+
+
+def fits(space, obs):
+    """Whether an observation keeps its values when it is flattened. Bounds may be exceeded."""
+    if isinstance(space, spaces.Dict):
+        return all(fits(part, obs[name]) for name, part in space.items())
+    if isinstance(space, spaces.Tuple):
+        return all(map(fits, space, obs))
+    if not isinstance(space, spaces.Box):
+        return space.contains(obs)
+    x = np.asarray(obs)
+    # A Box of integers would round floats.
+    kept = space.dtype.kind == "f" or np.array_equal(x, x.astype(space.dtype))
+    return x.shape == space.shape and kept
+
+
+def wrap_env(env):
+    """Make observations vectors and rewards numbers, and record the episodes' returns."""
+    space = env.observation_space
+    env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
+    flat_space = spaces.flatten_space(space)
+    env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
+    # Your environment may already record statistics under the usual key. Ours is another.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
 # ---------- Q-network
-def init_params(rng, sizes):
-    """The layers of a perceptron: w0 (in, out), b0 (1, out), w1, ... (He et al. 2015, eq. 10)."""
+def init_params(key, sizes, layer_norm):
+    """The weights of a multilayer perceptron, as a dict: w0 (in, out), b0 (out,), w1, b1, ...
+
+    Weights are uniform with variance 2 / in (He et al. 2015, eq. 10); biases are 0.
+    """
+    shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
+    largest = max(n_in * n_out for n_in, n_out in shapes)
+    # One draw for all layers, more than is needed: JAX compiles each draw for 0.5 s.
+    draws = jax.random.uniform(key, (len(shapes), largest), np.float32, minval=-1)
     params = {}
-    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        limit = np.sqrt(6 / n_in)  # variance 2 / n_in
-        params[f"w{i}"] = rng.uniform(-limit, limit, (n_in, n_out)).astype(np.float32)
-        params[f"b{i}"] = np.zeros((1, n_out), np.float32)
+    for i, (n_in, n_out) in enumerate(shapes):
+        layer = draws[i, : n_in * n_out].reshape(n_in, n_out)
+        params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
+        params[f"b{i}"] = jnp.zeros(n_out, np.float32)
+    if layer_norm:
+        # An empty array: that it is there tells q_values, and whoever loads a model, to normalize.
+        params["layer_norm"] = jnp.zeros(0, np.float32)
     return params
 
 
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) -> (B, A)."""
-    # Operators and methods only: it runs in NumPy to act, in JAX to learn.
+    # No `np.` or `jnp.` function is called on arrays here, so the same code acts on NumPy arrays
+    # and learns on JAX arrays.
     x = obs.astype(np.float32)
     last = len(params) // 2 - 1
     for i in range(last):
-        x = normalize(x @ params[f"w{i}"] + params[f"b{i}"])
+        x = x @ params[f"w{i}"] + params[f"b{i}"]
+        if "layer_norm" in params:
+            x = normalize(x)
         x = x * (x > 0)  # ReLU
     return x @ params[f"w{last}"] + params[f"b{last}"]
 
 
 def normalize(x):
-    """Rows with mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3)."""
+    """Give each row mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3).
+
+    It has no trained gain and bias. It keeps the layers' outputs, and so the gradients, at one
+    size while the weights grow, which allows large learning rates and several layers.
+    """
     n = x.shape[1]
-    x = x - x.sum(axis=1, keepdims=True) / n  # mean() makes acting 1.3 times as long
+    x = x - x.sum(axis=1, keepdims=True) / n  # in NumPy, mean() would take twice as long
     return x / ((x * x).sum(axis=1, keepdims=True) / n + 1e-5) ** 0.5
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B, ...)
+class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B, ...), (G, B, ...)
     obs: np.ndarray
     action: np.ndarray
-    reward: np.ndarray  # discounted sum of k scaled rewards: n, or fewer at an end
-    discount: np.ndarray  # of the value of next_obs: gamma^k, or 0 if terminated
-    next_obs: np.ndarray  # k steps after obs, before any reset
+    reward: np.ndarray  # scaled; of n steps, the discounted sum
+    discount: np.ndarray  # what the value of next_obs is multiplied by: gamma^n, 0 if terminated
+    next_obs: np.ndarray  # n steps after obs, from before any reset
 
 
 def extend(queue, new, ended, n_step):
-    """Extend the queue's transitions by a step. Returns the complete ones and the others.
+    """Extend the queue's transitions by a step (Sutton 1988). Returns the complete and the others.
 
     With n_step=3, gamma=0.5, and rewards 1, 2, 4, their (reward, discount), a row after each step:
         (1, 0.5)
         (1 + 0.5 * 2, 0.25)              (2, 0.5)
         (1 + 0.5 * 2 + 0.25 * 4, 0.125)  (2 + 0.5 * 4, 0.25)  (4, 0.5)
-    Now the first is complete; all are if the episode has ended (discount 0 if terminated).
+    Now the first is complete. At the end of an episode all are, although some span fewer steps.
+    Random actions among the n are not corrected for: a small bias, for faster learning.
     """
     longer = []
     for old in queue:
@@ -162,13 +278,19 @@ def extend(queue, new, ended, n_step):
 
 
 def add(buffer, added, new):
-    """Write transition number `added`, from 0, over the oldest."""
-    for field, value in zip(buffer, new, strict=True):
-        field[added % len(field)] = value
+    """Write transitions over the oldest. `added` counts them all; returns the new count."""
+    for transition in new:
+        for field, value in zip(buffer, transition, strict=True):
+            field[added % len(field)] = value
+        added += 1
+    return added
 
 
 def sample(args, rng, buffer, added):
-    """Draw the batches of a group, uniformly: copies (G, B, ...)."""
+    """Draw the batches of a group uniformly: arrays (G, B, ...).
+
+    They are copies, so acting can write to the buffer while JAX still learns from them.
+    """
     filled = min(added, args.buffer_size)
     rows = rng.integers(filled, size=(args.gradient_steps, args.batch_size))
     return Transition(*(field[rows] for field in buffer))
@@ -182,147 +304,182 @@ class Learner(NamedTuple):
 
 
 def make_optimizer(args):
-    """Adam with a learning rate that falls linearly to 0."""
-    updates = args.total_timesteps * args.gradient_steps / args.train_frequency
-    return optax.adam(optax.linear_schedule(args.learning_rate, 0, updates))
+    """Adam (Kingma and Ba 2015). Its learning rate falls linearly to 0 if anneal_lr."""
+    rate = args.learning_rate
+    if args.anneal_lr:
+        groups = (args.total_timesteps - args.learning_starts) / args.train_frequency
+        rate = optax.linear_schedule(rate, 0, groups * args.gradient_steps)
+    return optax.adam(rate)
 
 
-def update(args, learner, batch):
-    """One gradient step on the mean Huber loss. Returns the next Learner and the loss."""
-    # With n steps: y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n Q(s_n, a*; w-), where
-    # a* = argmax_a Q(s_n, a; w): Double DQN, as the maximum of noisy values is too high.
-    best = jnp.argmax(q_values(learner.params, batch.next_obs), axis=1)
+def update(args, learner, batch, due):
+    """One gradient step. Returns the next Learner and the loss. due: whether w- moves."""
+    # y = r + gamma Q(s', a*; w-),   or y = r if s' is terminal: then the discount is 0.
+    # DQN: a* = argmax_a' Q(s', a'; w-), so that y = r + gamma max_a' Q(s', a'; w-). But the
+    # maximum of noisy values is too high on average. Double DQN (van Hasselt et al. 2016):
+    # a* = argmax_a' Q(s', a'; w), because w and w- rarely err upward at the same action.
+    chooser = learner.params if args.double_dqn else learner.target_params
+    best = jnp.argmax(q_values(chooser, batch.next_obs), axis=1)
     rows = jnp.arange(args.batch_size)
     next_q = q_values(learner.target_params, batch.next_obs)[rows, best]
     target = batch.reward + batch.discount * next_q
 
-    # JAX differentiates with respect to loss_fn's argument; target is a constant inside it.
+    # JAX differentiates loss_fn with respect to its argument. target is a constant inside it.
     def loss_fn(params):
         q = q_values(params, batch.obs)[rows, batch.action]  # Q(s, a; w)
-        return jnp.mean(optax.huber_loss(q, target))  # squares: 269, not 281
+        if args.loss == "huber":  # a setting is known when JAX compiles, so `if` works
+            return jnp.mean(optax.huber_loss(q, target))
+        return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two pure functions: all of Adam's memory is in opt_state.
+    # An optax optimizer is a pair of pure functions. All that Adam remembers is in opt_state.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, args.tau)
+    if args.target_network_frequency:
+        # optax takes the new w- if its third argument is a multiple of the fourth: 0 is, 1 is not.
+        target_params = optax.periodic_update(target_params, learner.target_params, 1 - due, 2)
     return Learner(params, target_params, opt_state), loss
 
 
-def learn(args, learner, batches):
+def learn(args, learner, batches, env_steps):
     """A group of updates. Returns the Learner and the last loss."""
-    # `scan` compiles a loop: for i in range(G): learner, loss = update(args, learner, batch i).
-    learner, losses = jax.lax.scan(partial(update, args), learner, batches)
+    # w- moves at the first update at or after each multiple of the frequency.
+    first = jnp.arange(args.gradient_steps) == 0
+    if args.target_network_frequency:
+        first &= env_steps % args.target_network_frequency < args.train_frequency
+
+    # `scan` is a compiled loop: for batch, due in zip(batches, first): learner, loss = update(...)
+    def one_update(learner, inputs):
+        return update(args, learner, *inputs)
+
+    learner, losses = jax.lax.scan(one_update, learner, (batches, first))
     return learner, losses[-1]
 
 
 # ---------- Training
-def run_steps(args, env, rng, learner, learn_group, buffer):
-    """Yields the Learner and the latest loss after each step. learn_group is compiled."""
-    falling = max(1, args.exploration_fraction * args.total_timesteps)
-    acting_params = learner.params
-    loss = 0.0
-    queue = []
-    added = 0
-    obs, _ = env.reset(seed=int(rng.integers(2**30)))
-    for env_steps in range(1, args.total_timesteps + 1):
-        # Act: epsilon-greedy.
-        epsilon = max(args.end_e, 1 - (1 - args.end_e) * env_steps / falling)
-        if rng.random() < epsilon:
-            action = int(rng.integers(env.action_space.n))
-        else:
-            action = int(q_values(acting_params, obs[None]).argmax())
+def act(args, rng, params, obs, env_steps, actions):
+    """An epsilon-greedy action, counted from 0."""
+    falling_steps = max(1, args.exploration_fraction * args.total_timesteps)
+    progress = min(1, env_steps / falling_steps)
+    epsilon = 1 + (args.end_e - 1) * progress
+    if rng.random() < epsilon:
+        return int(rng.integers(actions))
+    return int(q_values(params, obs[None]).argmax())
 
-        # Step. Discrete actions count from start.
-        next_obs, reward, terminated, truncated, _ = env.step(env.action_space.start + action)
 
-        # Store. Only termination makes the value of next_obs 0: a truncated episode could go on.
-        discount = 0.0 if terminated else args.gamma
-        new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
-        complete, queue = extend(queue, new, terminated or truncated, args.n_step)
-        for transition in complete:
-            add(buffer, added, transition)
-            added += 1
-        obs = next_obs
-        if terminated or truncated:
-            obs, _ = env.reset()
+def init_learner(args, sizes):
+    """The weights, the same for w and w-, and an optimizer that has seen nothing."""
+    params = init_params(jax.random.key(args.seed), sizes, args.layer_norm)
+    return Learner(params, params, make_optimizer(args).init(params))
 
-        # Learn.
-        if added and env_steps % args.train_frequency == 0:
-            # np.asarray waits for the previous group. The agent acts with that group's weights ...
-            acting_params = jax.tree.map(np.asarray, learner.params)
-            # ... while JAX works on the next group in the background: this returns at once.
-            learner, loss = learn_group(learner, sample(args, rng, buffer, added))
-        yield learner, loss
+
+def init_buffer(args, obs_size):
+    """An empty buffer."""
+    obs = np.zeros((args.buffer_size, obs_size), np.float32)
+    zeros = np.zeros(args.buffer_size, np.float32)
+    return Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
 
 
 def train(args, env):
-    """Returns params, episodes (environment step, return) and counts.
+    """Returns params, episodes (environment step, return) and timings.
 
-    Ctrl-C ends it early. Raises ValueError on bad settings or environments, NotImplementedError on
-    spaces unknown to Gymnasium, FloatingPointError on numbers that are not finite.
+    Ctrl-C ends it early. Raises BadInput on bad settings or environments, and BadRun on numbers
+    that are not finite. Errors of the environment's own code are not caught.
     """
     check(args)
+    check_env(env)
     started = time.time()
-    env = prepare(env)
+    env = wrap_env(env)
     rng = np.random.default_rng(args.seed)
-    obs_shape = env.observation_space.shape
-    params = init_params(rng, (*obs_shape, *args.hidden_sizes, int(env.action_space.n)))
-    learner = Learner(params, params, make_optimizer(args).init(params))
-    obs = np.zeros((args.buffer_size, *obs_shape), np.float32)
-    zeros = np.zeros(args.buffer_size, np.float32)
-    buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
-    # `jit` compiles learn at its first call, on zeros; the result is dropped.
+    sizes = *env.observation_space.shape, *args.hidden_sizes, int(env.action_space.n)
+    learner = jax.jit(partial(init_learner, args, sizes))()
+    buffer = init_buffer(args, sizes[0])
+    # `jit` compiles at the first call: this one, on an empty buffer. Its result is not used.
     learn_group = jax.jit(partial(learn, args))
-    learn_group(learner, sample(args, rng, buffer, 1))
+    learn_group(learner, sample(args, rng, buffer, 1), 0)
+    acting_params = jax.tree.map(np.asarray, learner.params)
     compiled = printed = time.time()
-    run = run_steps(args, env, rng, learner, learn_group, buffer)
+    queue = []
+    loss = 0.0
+    added = done = 0
+    obs, _ = env.reset(seed=int(rng.integers(2**30)))
     with contextlib.suppress(KeyboardInterrupt):
         for env_steps in range(1, args.total_timesteps + 1):
-            learner, loss = next(run)
-            if args.eval_frequency and env_steps % args.eval_frequency == 0:
-                path = f"{args.output_dir}/model_{env_steps:08}.npz"
-                np.savez(path, script=SCRIPT, **learner.params)
-            if time.time() - printed > 1 or env_steps == args.total_timesteps:
+            # Act and step. Gymnasium's Discrete actions count from `start`.
+            action = act(args, rng, acting_params, obs, env_steps, env.action_space.n)
+            outcome = env.step(int(env.action_space.start) + action)
+            next_obs, reward, terminated, truncated, _ = outcome
+
+            # Store. Only termination makes the value of next_obs 0: a truncated one could go on.
+            discount = 0.0 if terminated else args.gamma
+            new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
+            complete, queue = extend(queue, new, terminated or truncated, args.n_step)
+            added = add(buffer, added, complete)
+            obs = next_obs
+            if terminated or truncated:
+                obs, _ = env.reset()
+
+            # Learn. np.asarray waits for the previous group of updates: act with its weights, while
+            # JAX works on the next group in the background (the call returns at once).
+            if added and env_steps > args.learning_starts and env_steps % args.train_frequency == 0:
+                acting_params = jax.tree.map(np.asarray, learner.params)
+                learner, loss = learn_group(learner, sample(args, rng, buffer, added), env_steps)
+
+            done = env_steps  # from here on, only saving and printing
+            save_snapshot(args, done, learner)
+            if time.time() - printed > 1 or done == args.total_timesteps:
                 printed = time.time()
-                report(args, env_steps, env, buffer, loss, printed - compiled)
-    seconds = time.time() - compiled
-    counts = {"env_steps": env_steps, "interrupted": env_steps < args.total_timesteps}
-    counts |= {"compile_seconds": compiled - started, "train_seconds": seconds}
-    counts["steps_per_second"] = env_steps / seconds
-    episodes = np.column_stack([np.cumsum(env.length_queue), env.return_queue])
-    return jax.device_get(learner.params), episodes, counts
+                report(args, done, env, buffer, loss, printed - compiled)
+    return jax.device_get(learner.params), *count(args, env, done, started, compiled)
+
+
+def save_snapshot(args, env_steps, learner):
+    """Save the weights every eval_frequency steps."""
+    if args.eval_frequency and env_steps % args.eval_frequency == 0:
+        path = f"{args.output_dir}/model_{env_steps:08}.npz"
+        np.savez(path, script=SCRIPT, **learner.params)
 
 
 def report(args, env_steps, env, buffer, loss, seconds):
     """Print the progress."""
-    for name, values in (("observation", buffer.obs), ("reward", buffer.reward), ("loss", loss)):
+    seen = {"observation": buffer.obs, "next observation": buffer.next_obs}
+    for name, values in (seen | {"reward": buffer.reward, "loss": loss}).items():
         if not np.isfinite(values).all():
-            raise FloatingPointError(f"{name} is not finite")
+            raise BadRun(f"{name} is not finite")
     recent = np.mean(list(env.return_queue)[-100:] or np.nan)
     left = seconds * (args.total_timesteps / env_steps - 1)
-    print(f"{env_steps:,} steps, recent return {recent:.1f}, loss {loss:.3g}", end=", ")
+    print(f"{env_steps:,} steps, recent return {recent:.4g}, loss {loss:.3g}", end=", ")
     print(f"{env_steps / seconds:,.0f} steps/s, {left:.0f} s left", flush=True)
+
+
+def count(args, env, env_steps, started, compiled):
+    """The episodes of the run, and how long it took."""
+    seconds = time.time() - compiled
+    counts = {"env_steps": env_steps, "interrupted": env_steps < args.total_timesteps}
+    counts |= {"compile_seconds": compiled - started, "train_seconds": seconds}
+    counts["steps_per_second"] = env_steps / seconds
+    return np.column_stack([np.cumsum(env.length_queue), env.return_queue]), counts
 
 
 # ---------- Evaluation
 def play(params, env, seed, frames=None):
-    """The return of a greedy episode, and in frames every second picture, at half size."""
+    """The return of a greedy episode. Every second picture, at half size, is added to frames."""
     obs, _ = env.reset(seed=seed)
-    for t in range(100_000):
+    for t in range(MAX_EVAL_STEPS):
         action = int(q_values(params, obs[None]).argmax())
-        obs, _, terminated, truncated, _ = env.step(env.action_space.start + action)
+        obs, _, terminated, truncated, _ = env.step(int(env.action_space.start) + action)
         if frames is not None and t % 2 == 0:
             frames.append(env.render()[::2, ::2].copy())
         if terminated or truncated:
             return env.return_queue[-1]
-    raise TimeoutError("an episode exceeded 100,000 steps; use gymnasium.wrappers.TimeLimit")
+    raise BadRun(ENDLESS)
 
 
 def evaluate(args, params, env):
-    """The returns (eval_episodes,) of greedy episodes. Training's seeds are below 2^30."""
-    env = prepare(env)
+    """The returns (eval_episodes,) of greedy episodes, from seeds that training does not use."""
+    env = wrap_env(env)
     first = 2**30 + args.seed * args.eval_episodes
     return np.array([play(params, env, first + k) for k in range(args.eval_episodes)])
 
@@ -331,12 +488,12 @@ def summarize(args, env, returns):
     """Print the result, and return statistics of the agent."""
     threshold = env.spec.reward_threshold
     solved = None if threshold is None else bool(returns.mean() >= threshold)
-    print(f"{returns.size} greedy episodes: mean {returns.mean():.1f}", end=", ")
-    print(f"std {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
+    print(f"{returns.size} greedy episodes: mean {returns.mean():.4g}", end=", ")
+    print(f"std {returns.std():.4g}, worst {returns.min():.4g}", end="; ")
     print(f"solved: {solved} (threshold {threshold})")
-    agent = {"eval_return_mean": returns.mean(), "eval_return_std": returns.std()}
-    agent |= {"eval_return_min": returns.min(), "eval_episodes": returns.size, "solved": solved}
-    return agent | {"seed": None if args.load_model else args.seed}
+    agent = {"seed": None if args.load_model else args.seed, "solved": solved}
+    agent |= {"eval_return_mean": returns.mean(), "eval_return_std": returns.std()}
+    return agent | {"eval_return_min": returns.min(), "eval_episodes": returns.size}
 
 
 def film(args, env, params):
@@ -345,7 +502,7 @@ def film(args, env, params):
     models[Path(args.output_dir, "model.npz")] = params
     for path, params in models.items():
         frames = [] if args.capture_video else None
-        print(f"{path.stem}: greedy return {play(params, prepare(env), 2**30, frames):.1f}")
+        print(f"{path.stem}: greedy return {play(params, wrap_env(env), 2**30, frames):.4g}")
         if frames:
             import imageio.v3
 
@@ -354,29 +511,50 @@ def film(args, env, params):
 
 # ---------- Command line
 def check(args):
-    """Raise ValueError, naming the flag, on bad settings."""
+    """Raise BadInput, naming the flag, on bad settings."""
     counts = "total_timesteps", "train_frequency", "gradient_steps", "n_step", "buffer_size"
     counts += "batch_size", "hidden_sizes", "eval_episodes"
     limits = dict.fromkeys(counts, (1, np.inf))
     limits |= dict.fromkeys(("gamma", "end_e", "exploration_fraction"), (0, 1))
     limits |= dict.fromkeys(("learning_rate", "reward_scale"), (1e-9, 1e9))
-    limits |= {"seed": (0, 2**20), "eval_frequency": (0, np.inf), "tau": (1e-6, 1)}
+    limits |= dict.fromkeys(("eval_frequency", "target_network_frequency"), (0, 2**31 - 1))
+    limits |= {"seed": (0, 2**20), "tau": (1e-6, 1)}
+    limits["learning_starts"] = (0, args.total_timesteps - 1)
     for name, (least, most) in limits.items():
-        value = getattr(args, name)
-        if not np.array_equal(np.clip(value, least, most), value):
-            raise ValueError(f"{name} must be between {least} and {most}")
+        for value in np.ravel(getattr(args, name)):
+            if not least <= value <= most:
+                raise BadInput(f"{name} must be between {least} and {most}")
     if (args.eval_frequency or args.capture_video) and not args.output_dir:
-        raise ValueError("eval_frequency and capture_video need output_dir")
+        raise BadInput("eval_frequency and capture_video need output_dir")
 
 
 def load_model(path, env=None):
     """The params of a saved model.npz, which must fit env, if given."""
-    params = dict(np.load(path, allow_pickle=False))
-    if params.pop("script") != SCRIPT:
-        raise ValueError("another script saved it")
-    if env and q_values(params, env.reset()[0][None]).size != env.action_space.n:
-        raise ValueError("wrong number of actions")
+    try:
+        params = dict(np.load(path, allow_pickle=False))
+        script = params.pop("script")
+        if script != SCRIPT:
+            raise ValueError(f"{script} saved it")
+        inputs = len(params["w0"])
+        outputs = q_values(params, np.zeros((1, inputs))).size
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise BadInput(f"load_model: {type(error).__name__}: {error}") from error
+    if env and (inputs, outputs) != (spaces.flatdim(env.observation_space), env.action_space.n):
+        what = f"{inputs} observations and {outputs} actions"
+        raise BadInput(f"load_model: it is for {what}, not for this environment")
     return params
+
+
+def prepare_output(args, env):
+    """Make output_dir. What keep and film will need has to be there before training."""
+    try:
+        importlib.import_module("matplotlib")
+        if args.capture_video:
+            importlib.import_module("imageio")
+            env.render()[::2, ::2]
+        Path(args.output_dir).mkdir(parents=True)
+    except (ImportError, OSError, TypeError, gymnasium.error.Error) as error:
+        raise BadInput(f"output_dir or capture_video: {error}") from error
 
 
 def keep(args, params, episodes):
@@ -391,46 +569,41 @@ def keep(args, params, episodes):
     axes.figure.savefig(f"{args.output_dir}/curve.png", dpi=150)
 
 
-def main(args):
-    """Run the script. Exit status: 0, 1 on failure, 2 on bad input, 130 after Ctrl-C."""
-    flag = "settings"
-    try:
-        check(args)
-        flag = "env_id"
-        env = gymnasium.make(args.env_id, render_mode="rgb_array" if args.capture_video else None)
-        prepare(env)
-        flag = "capture_video"
-        if args.capture_video:
-            importlib.import_module("imageio")
-            env.render()[::2, ::2]
-        flag = "load_model"
-        if args.load_model:
-            params = load_model(args.load_model, prepare(env))
-        flag = "output_dir"
-        if args.output_dir:
-            importlib.import_module("matplotlib")
-            Path(args.output_dir).mkdir(parents=True)
-    except Exception as error:
-        print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def run(args):
+    """Train or load, evaluate, save. Returns the exit status: 0, or 130 after Ctrl-C."""
+    check(args)
+    env = make_env(args)
+    check_env(env)
+    if args.load_model:
+        params = load_model(args.load_model, env)
+    if args.output_dir:
+        prepare_output(args, env)
     summary = {"script": SCRIPT, "versions": {"jax": jax.__version__}}
-    summary["device"] = jax.devices()[0].device_kind
+    summary |= {"device": jax.devices()[0].device_kind, "seeds": []}
+    if not args.load_model:
+        params, episodes, counts = train(args, env)
+        summary |= counts | {"args": vars(args)}
+        if args.output_dir:
+            keep(args, params, episodes)
     try:
-        if not args.load_model:
-            params, episodes, counts = train(args, env)
-            summary |= counts | {"args": vars(args)}
-            if args.output_dir:
-                keep(args, params, episodes)
         if args.eval_frequency or args.capture_video:
             film(args, env, params)
         summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]  # one agent
-    except (FloatingPointError, TimeoutError) as error:
-        sys.exit(f"error: {error}")
+    finally:  # whatever stops the evaluation, the summary is kept
+        if args.output_dir:
+            Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
+    return 130 if summary.get("interrupted") else 0
+
+
+def main(args):
+    """Run the script. Exit status: 0, 1 on failure, 2 on bad input, 130 after Ctrl-C."""
+    try:
+        return run(args)
+    except (BadInput, BadRun) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:
         return 130
-    if args.output_dir:
-        Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
-    return 130 if summary.get("interrupted") else 0
 
 
 if __name__ == "__main__":

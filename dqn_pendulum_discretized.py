@@ -1,38 +1,61 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["jax>=0.10.2,!=0.11.1", "optax>=0.2.8", "gymnasium[mujoco]>=1.4.0", "numpy>=2.4",
-#     "tyro>=1.0.17", "matplotlib>=3.11"]  # not jax 0.11.1: its issue 40101
+# dependencies = ["jax>=0.10.2,!=0.11.1", "optax>=0.2.8", "gymnasium[classic-control]>=1.4.0",
+#     "gymnasium[mujoco]>=1.4.0", "numpy>=2.4", "tyro>=1.0.17",
+#     "matplotlib>=3.11"]  # not jax 0.11.1: its issue 40101 on GitHub
 # ///
 """DQN on InvertedPendulum-v5, or on any Gymnasium environment with one bounded, continuous action.
 
 What it teaches: a maximum over actions is easy for a list and hard for an interval. So the agent
-chooses from a list of evenly spaced actions, here called torques. Its network is one of two:
-- It takes the state, and has an output for each torque (--q-input state).
-- It takes the state and a torque, and has one output (--q-input state-action). Because neighboring
-  torques share what is learned, the list can hold thousands. In training, a maximum is over
-  --max-samples random torques, which lowers Q a little (Fourati et al. 2024, arXiv 2405.10310).
+chooses from a list of evenly spaced actions, from the lowest to the highest. Its network is one of
+two kinds:
+- It takes the observation, and has an output for each listed action (--q-input state).
+- It takes the observation and an action, and has one output (--q-input state-action). Neighboring
+  actions share what is learned, so the list can hold thousands. A maximum over thousands is slow,
+  so in training it is over --sampled-actions random ones, which lowers Q a little (Fourati et al.
+  2024, https://arxiv.org/abs/2405.10310).
+
+The environment is ordinary Python, not JAX, so the training loop can't be compiled. A call of a
+compiled function costs more than this small network's arithmetic, so the agent acts in NumPy.
+Meanwhile JAX updates the network in the background (asynchronous dispatch), with a group of updates
+in each call, so that the calls are few.
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
-is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns
-it as a network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a
-replay buffer, because consecutive steps are too similar. A target network, whose weights w- follow
-w slowly, keeps the targets steady. Each update takes a gradient step to reduce the mean of
+is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a
+network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a replay
+buffer, because consecutive steps are too similar. A second copy of the network, the target network
+with weights w-, lags behind w and keeps the targets steady. Each update takes a gradient step to
+reduce the mean of
 
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
-    python dqn_pendulum_discretized.py --q-input state-action --num-bins 1000
+The maximum over noisy values is too high on average. This file does nothing about that;
+dqn_lunarlander.py has Double DQN, which does.
+
+    python dqn_pendulum_discretized.py --q-input state-action --num-actions 1000
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
 
-Measured on ten unseen seeds: InvertedPendulum-v5 all solved, with 1000 torques too;
-Pendulum-v1 mean -149; with five torques, -136 is optimal.
+InvertedPendulum-v5 gives 4 numbers (position and velocity of a cart and of a pole on it) and takes
+a force on the cart, from -3 to 3. Each step pays 1 until the pole leans too far, at most 1000. It is
+solved if the mean return of 100 greedy episodes is at least 950 (Gymnasium's threshold).
+Pendulum-v1 gives 3 numbers and takes a torque from -2 to 2; the reward is negative until the
+pendulum is still at the top. It has no threshold. Returns are not discounted, Q is.
+@MEASURED@
 
-Differences from Mnih et al.:
-- The target network moves a little at every update (--tau).
-- Learning starts at once; the agent acts with weights one group of updates old.
-- Adam replaces RMSProp; its learning rate falls to 0 (--learning-rate); errors are not clipped.
-- Hidden layers are normalized; rewards are scaled, not clipped (--reward-scale).
+To learn DQN, read `q_values`, `sample`, `update` and `train`, in this order. From *Command line*
+on, nothing is about learning.
 
-Letters in shapes: B batch, G updates in a group, O observation, A torques.
+Departures from Mnih et al. The last column says how many of 10 unseen agents solve
+InvertedPendulum-v5 if only this one is switched off, or turned to the paper's way:
+
+@TABLE@
+
+Adam replaces RMSProp, errors are not clipped, and the agent acts with weights that are one group of
+updates old. Plain DQN, all of it switched off:
+
+@PLAIN@
+
+Letters in shapes: B batch, G updates in a group, O observation, A listed actions.
 """
 
 import contextlib
@@ -40,6 +63,7 @@ import importlib
 import json
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +75,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from gymnasium.spaces import Box
+from gymnasium import spaces
 
 
 # ---------- Arguments
@@ -59,21 +83,25 @@ from gymnasium.spaces import Box
 class Args:
     """DQN on a Gymnasium environment with one continuous action."""
 
-    seed: int = 1  # same seed, machine, versions: same result
+    seed: int = 1  # the same seed, machine and versions give the same result
     env_id: str = "InvertedPendulum-v5"  # or another id, or my_module:MyEnv-v0
-    num_bins: int = 5  # torques, from the lowest to the highest
-    q_input: Literal["state", "state-action"] = "state"  # of the network
-    max_samples: int = 32  # torques for a maximum, if q_input is state-action
+    num_actions: int = 5  # listed actions, evenly spaced from the lowest to the highest
+    q_input: Literal["state", "state-action"] = "state"  # what the network takes
+    sampled_actions: int = 32  # for a maximum in training, if q_input is state-action
     total_timesteps: int = 30_000  # environment steps
     train_frequency: int = 16  # environment steps between groups of updates
     gradient_steps: int = 8  # updates in a group
     buffer_size: int = 15_000  # transitions in the replay buffer
     batch_size: int = 64  # transitions in an update
     hidden_sizes: tuple[int, ...] = (64, 64)  # units in each hidden layer
-    learning_rate: float = 3e-3  # of Adam at the start; it falls to 0
+    layer_norm: bool = True  # normalize hidden layers
+    learning_rate: float = 3e-3  # of Adam, at the start
+    anneal_lr: bool = True  # let the learning rate fall linearly to 0
+    learning_starts: int = 0  # environment steps before the first update
     gamma: float = 0.98  # discount per step
-    tau: float = 0.0064  # how far each update moves w- toward w; 1 copies w
-    reward_scale: float = 0.03  # factor of rewards in targets, to keep Q near 1
+    tau: float = 0.0064  # how far w- moves toward w; 1 copies w
+    target_network_frequency: int = 0  # environment steps between moves; 0: at every update
+    reward_scale: float = 0.03  # rewards are multiplied by this before they are stored
     end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
     exploration_fraction: float = 0.2  # part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
@@ -84,99 +112,192 @@ class Args:
 SCRIPT = "dqn_pendulum_discretized.py"
 
 
+class BadInput(ValueError):
+    """Settings, a file or an environment that can't be used: one line, and exit status 2."""
+
+
+class BadRun(RuntimeError):
+    """Training or an evaluation that can't go on: one line, and exit status 1."""
+
+
 # ---------- Environment
-def prepare(env):
-    """Turn observations into vectors (Discrete: one-hot; Dict: joined) and rewards into numbers."""
-    env = gymnasium.wrappers.FlattenObservation(env)
-    space = env.action_space
-    bounded = isinstance(space, Box) and space.shape == (1,) and space.is_bounded()
-    if not isinstance(env.observation_space, Box) or not bounded:
-        spaces = f"{env.observation_space} and {space}"
-        raise ValueError(f"observations must be numbers and actions a Box (1,), not {spaces}")
-    env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
+MAX_EVAL_STEPS = 100_000
+API = "reset(seed=...) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
+UNEVEN = "some observations are 100 times others: try gymnasium.wrappers.NormalizeObservation"
+ENDLESS = f"""without a time limit, an episode of {MAX_EVAL_STEPS:,} steps stops the evaluation; use
+gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit"""
+
+
+def make_env(args):
+    """The environment of args.env_id, as Gymnasium makes it."""
     try:
-        env.reset(seed=0)
-        env.step(space.low)
+        return gymnasium.make(args.env_id)
     except Exception as error:
-        api = "reset(seed) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
-        raise ValueError(f"Gymnasium's API is {api}: {error}") from error
-    # A key of its own: your env may be wrapped like this.
+        refuse(error, "env_id")
+
+
+def refuse(error, what):
+    """Raise BadInput if an error comes from Gymnasium or from this file.
+
+    An error in the environment's own code is raised again as it is, with its traceback.
+    """
+    *_, (frame, _) = traceback.walk_tb((error.__cause__ or error).__traceback__)
+    if frame.f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
+        raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
+    raise error
+
+
+def check_env(env):
+    """Reset the environment and take a step. Raises BadInput if this script can't use it."""
+    try:
+        space = wrap_env(env).observation_space
+        actions = env.action_space
+        one_number = isinstance(actions, spaces.Box) and actions.shape == (1,)
+        if not one_number or not actions.is_bounded() or actions.dtype.kind != "f":
+            raise TypeError(f"actions must be a bounded Box (1,) of floats, not {actions!r}")
+        if not isinstance(space, spaces.Box):
+            raise TypeError(f"observations must be numbers, not {env.observation_space}")
+    except Exception as error:
+        refuse(error, "env")
+    try:
+        obs, info = env.reset(seed=0)
+        next_obs, _, _, _, _ = env.step(actions.low)
+        if not isinstance(info, dict):
+            raise TypeError("info is not a dict")
+    except Exception as error:
+        refuse(error, f"env: Gymnasium's API is {API}")
+    for x in (obs, next_obs):
+        flatten(env.observation_space, x)
+    sizes = np.maximum(abs(space.low), abs(space.high)).astype(float)
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if sizes.size and sizes.max() > 100 * sizes.min():
+        print(f"warning: {UNEVEN}", file=sys.stderr)
+    if env.spec and env.spec.max_episode_steps is None:
+        print(f"warning: {ENDLESS}", file=sys.stderr)
+
+
+def flatten(space, obs):
+    """An observation of the declared space as a vector of float32 (Discrete: one-hot)."""
+    if not fits(space, obs):
+        raise BadInput(f"env: the observation {obs!r} is not in the declared {space}")
+    return spaces.flatten(space, obs).astype(np.float32)
+
+
+def fits(space, obs):
+    """Whether an observation keeps its values when it is flattened. Bounds may be exceeded."""
+    if isinstance(space, spaces.Dict):
+        return all(fits(part, obs[name]) for name, part in space.items())
+    if isinstance(space, spaces.Tuple):
+        return all(map(fits, space, obs))
+    if not isinstance(space, spaces.Box):
+        return space.contains(obs)
+    x = np.asarray(obs)
+    # A Box of integers would round floats.
+    kept = space.dtype.kind == "f" or np.array_equal(x, x.astype(space.dtype))
+    return x.shape == space.shape and kept
+
+
+def wrap_env(env):
+    """Make observations vectors and rewards numbers, and record the episodes' returns."""
+    space = env.observation_space
+    env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
+    flat_space = spaces.flatten_space(space)
+    env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
+    # Your environment may already record statistics under the usual key. Ours is another.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
-def make_torques(args, env):
-    """The torques (A,), evenly spaced over the range."""
+def list_actions(args, env):
+    """The listed actions (A,), in the environment's own type."""
     space = env.action_space
-    return np.linspace(space.low[0], space.high[0], args.num_bins, dtype=np.float32)
+    return np.linspace(space.low[0], space.high[0], args.num_actions, dtype=space.dtype)
 
 
 # ---------- Q-network
-def init_params(rng, sizes):
-    """The layers of a perceptron: w0 (in, out), b0 (1, out), w1, ... (He et al. 2015, eq. 10)."""
+def init_params(key, sizes, layer_norm):
+    """The weights of a multilayer perceptron, as a dict: w0 (in, out), b0 (out,), w1, b1, ...
+
+    Weights are uniform with variance 2 / in (He et al. 2015, eq. 10); biases are 0.
+    """
+    shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
+    largest = max(n_in * n_out for n_in, n_out in shapes)
+    # One draw for all layers, more than is needed: JAX compiles each draw for 0.5 s.
+    draws = jax.random.uniform(key, (len(shapes), largest), np.float32, minval=-1)
     params = {}
-    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        limit = np.sqrt(6 / n_in)  # variance 2 / n_in
-        params[f"w{i}"] = rng.uniform(-limit, limit, (n_in, n_out)).astype(np.float32)
-        params[f"b{i}"] = np.zeros((1, n_out), np.float32)
+    for i, (n_in, n_out) in enumerate(shapes):
+        layer = draws[i, : n_in * n_out].reshape(n_in, n_out)
+        params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
+        params[f"b{i}"] = jnp.zeros(n_out, np.float32)
+    if layer_norm:
+        # An empty array: that it is there tells q_values, and whoever loads a model, to normalize.
+        params["layer_norm"] = jnp.zeros(0, np.float32)
     return params
 
 
-def perceptron(params, x):
-    """The layers: x (B, in) -> (B, out)."""
-    # Operators and methods only: it runs in NumPy to act, in JAX to learn.
-    x = x.astype(np.float32)
+def q_values(params, obs):
+    """The network of --q-input state, Q(s, a) of every listed action: obs (B, O) -> (B, A)."""
+    # No `np.` or `jnp.` function is called on arrays here, so the same code acts on NumPy arrays
+    # and learns on JAX arrays.
+    x = obs.astype(np.float32)
     last = len(params) // 2 - 1
     for i in range(last):
-        x = normalize(x @ params[f"w{i}"] + params[f"b{i}"])
+        x = x @ params[f"w{i}"] + params[f"b{i}"]
+        if "layer_norm" in params:
+            x = normalize(x)
         x = x * (x > 0)  # ReLU
     return x @ params[f"w{last}"] + params[f"b{last}"]
 
 
 def normalize(x):
-    """Rows with mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3)."""
+    """Give each row mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3).
+
+    It has no trained gain and bias. It keeps the layers' outputs, and so the gradients, at one
+    size while the weights grow, which allows large learning rates and several layers.
+    """
     n = x.shape[1]
-    x = x - x.sum(axis=1, keepdims=True) / n  # mean() makes acting 1.3 times as long
+    x = x - x.sum(axis=1, keepdims=True) / n  # in NumPy, mean() would take twice as long
     return x / ((x * x).sum(axis=1, keepdims=True) / n + 1e-5) ** 0.5
 
 
-def q_of_state(params, obs, torques):
-    """Q(s, a) of all torques: obs (B, O) -> (B, A). It ignores torques."""
-    return perceptron(params, obs)
-
-
-def q_of_state_action(params, obs, torques):
-    """Q(s, a) of the given torques, (A,) or (B, A): obs (B, O) -> (B, A)."""
+def q_of_actions(params, obs, actions):
+    """The network of --q-input state-action: obs (B, O), actions (A,) or (B, A) -> (B, A)."""
     xp = np if isinstance(obs, np.ndarray) else jnp
-    torques = xp.broadcast_to(torques, (len(obs), torques.shape[-1]))
-    states = obs.repeat(torques.shape[1], axis=0)
-    rows = xp.concatenate([states, torques.reshape(-1, 1)], axis=1)  # (B * A, O + 1)
-    return perceptron(params, rows).reshape(torques.shape)
-
-
-Q_VALUES = {"state": q_of_state, "state-action": q_of_state_action}
+    actions = xp.broadcast_to(actions, (len(obs), actions.shape[-1]))
+    states = obs.repeat(actions.shape[1], axis=0)
+    rows = xp.concatenate([states, actions.reshape(-1, 1)], axis=1)  # (B * A, O + 1)
+    return q_values(params, rows).reshape(actions.shape)
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B, ...)
+class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B, ...), (G, B, ...)
     obs: np.ndarray
-    action: np.ndarray  # the index of its torque
+    action: np.ndarray  # its number in the list
     reward: np.ndarray  # scaled
-    discount: np.ndarray  # of the value of next_obs: gamma, 0 if terminated
-    next_obs: np.ndarray  # before a reset
+    discount: np.ndarray  # what the value of next_obs is multiplied by: gamma, or 0 if terminated
+    next_obs: np.ndarray  # from before any reset
 
 
 def add(buffer, added, new):
-    """Write transition number `added`, from 0, over the oldest."""
+    """Write a transition over the oldest. `added` counts them all."""
     for field, value in zip(buffer, new, strict=True):
         field[added % len(field)] = value
 
 
-def sample(args, rng, buffer, added, torques):
-    """Draw the batches of a group (G, B, ...), each with torques for maxima (G, max_samples)."""
+def sample(args, rng, buffer, added):
+    """Draw the batches of a group uniformly: arrays (G, B, ...).
+
+    They are copies, so acting can write to the buffer while JAX still learns from them.
+    """
     filled = min(added, args.buffer_size)
     rows = rng.integers(filled, size=(args.gradient_steps, args.batch_size))
-    drawn = rng.choice(torques, (args.gradient_steps, args.max_samples))
-    return Transition(*(field[rows] for field in buffer)), drawn
+    return Transition(*(field[rows] for field in buffer))
+
+
+def draw_actions(args, rng, listed):
+    """For each update of a group, listed actions for a maximum, if the network takes actions."""
+    if args.q_input == "state":
+        return None
+    return rng.choice(listed, (args.gradient_steps, args.sampled_actions)).astype(np.float32)
 
 
 # ---------- Learning
@@ -187,149 +308,180 @@ class Learner(NamedTuple):
 
 
 def make_optimizer(args):
-    """Adam with a learning rate that falls linearly to 0."""
-    updates = args.total_timesteps * args.gradient_steps / args.train_frequency
-    return optax.adam(optax.linear_schedule(args.learning_rate, 0, updates))
+    """Adam (Kingma and Ba 2015). Its learning rate falls linearly to 0 if anneal_lr."""
+    rate = args.learning_rate
+    if args.anneal_lr:
+        groups = (args.total_timesteps - args.learning_starts) / args.train_frequency
+        rate = optax.linear_schedule(rate, 0, groups * args.gradient_steps)
+    return optax.adam(rate)
 
 
-def update(args, torques, learner, inputs):
-    """One gradient step on the mean squared error. Returns the next Learner and the loss."""
-    batch, drawn = inputs  # drawn is (max_samples,)
-    q_values = Q_VALUES[args.q_input]
-    # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal
-    next_q = jnp.max(q_values(learner.target_params, batch.next_obs, drawn), axis=1)
-    target = batch.reward + batch.discount * next_q
+def update(args, listed, learner, batch, drawn, due):
+    """One gradient step. Returns the next Learner and the loss. due: whether w- moves."""
+    # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal: then the discount is 0.
+    if args.q_input == "state":  # a setting is known when JAX compiles, so `if` works
+        next_q = q_values(learner.target_params, batch.next_obs)
+    else:
+        next_q = q_of_actions(learner.target_params, batch.next_obs, drawn)
+    target = batch.reward + batch.discount * jnp.max(next_q, axis=1)
 
-    # JAX differentiates with respect to loss_fn's argument; target is a constant inside it.
-    def loss_fn(params):
-        if args.q_input == "state":  # a setting, so `if` works
-            q = q_of_state(params, batch.obs, torques)[jnp.arange(args.batch_size), batch.action]
+    # JAX differentiates loss_fn with respect to its argument. target is a constant inside it.
+    def loss_fn(params):  # with q = Q(s, a; w)
+        if args.q_input == "state":
+            q = q_values(params, batch.obs)[jnp.arange(args.batch_size), batch.action]
         else:
-            q = q_of_state_action(params, batch.obs, torques[batch.action, None])[:, 0]
+            q = q_of_actions(params, batch.obs, listed[batch.action, None])[:, 0]
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is two pure functions: all of Adam's memory is in opt_state.
+    # An optax optimizer is a pair of pure functions. All that Adam remembers is in opt_state.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, args.tau)
+    if args.target_network_frequency:
+        # optax takes the new w- if its third argument is a multiple of the fourth: 0 is, 1 is not.
+        target_params = optax.periodic_update(target_params, learner.target_params, 1 - due, 2)
     return Learner(params, target_params, opt_state), loss
 
 
-def learn(args, torques, learner, inputs):
+def learn(args, listed, learner, batches, drawn, env_steps):
     """A group of updates. Returns the Learner and the last loss."""
-    # `scan` compiles a loop: for i in range(G): learner, loss = update(..., learner, inputs i).
-    learner, losses = jax.lax.scan(partial(update, args, torques), learner, inputs)
+    # w- moves at the first update at or after each multiple of the frequency.
+    first = jnp.arange(args.gradient_steps) == 0
+    if args.target_network_frequency:
+        first &= env_steps % args.target_network_frequency < args.train_frequency
+
+    # `scan` is a compiled loop over the updates: for inputs in zip(...): one_update(learner, inputs)
+    def one_update(learner, inputs):
+        return update(args, listed, learner, *inputs)
+
+    learner, losses = jax.lax.scan(one_update, learner, (batches, drawn, first))
     return learner, losses[-1]
 
 
 # ---------- Training
-def run_steps(args, env, rng, learner, learn_group, buffer):
-    """Yields the Learner and the latest loss after each step. learn_group is compiled."""
-    torques = make_torques(args, env)
-    falling = max(1, args.exploration_fraction * args.total_timesteps)
-    acting_params = learner.params
-    loss = 0.0
-    obs, _ = env.reset(seed=int(rng.integers(2**30)))
-    for env_steps in range(1, args.total_timesteps + 1):
-        # Act: epsilon-greedy.
-        epsilon = max(args.end_e, 1 - (1 - args.end_e) * env_steps / falling)
-        if rng.random() < epsilon:
-            action = rng.integers(args.num_bins)
-        elif args.q_input == "state":
-            action = q_of_state(acting_params, obs[None], torques).argmax()
-        else:
-            some = rng.integers(args.num_bins, size=args.max_samples)
-            action = some[q_of_state_action(acting_params, obs[None], torques[some]).argmax()]
+def act(args, rng, params, obs, env_steps, listed):
+    """The number of an epsilon-greedy action."""
+    falling_steps = max(1, args.exploration_fraction * args.total_timesteps)
+    progress = min(1, env_steps / falling_steps)
+    epsilon = 1 + (args.end_e - 1) * progress
+    if rng.random() < epsilon:
+        return int(rng.integers(args.num_actions))
+    if args.q_input == "state":
+        return int(q_values(params, obs[None]).argmax())
+    some = rng.integers(args.num_actions, size=args.sampled_actions)
+    return int(some[q_of_actions(params, obs[None], listed[some]).argmax()])
 
-        # Step.
-        next_obs, reward, terminated, truncated, _ = env.step(torques[action, None])
 
-        # Store. Only termination makes the value of next_obs 0: a truncated episode could go on.
-        discount = 0.0 if terminated else args.gamma
-        new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
-        add(buffer, env_steps - 1, new)
-        obs = next_obs
-        if terminated or truncated:
-            obs, _ = env.reset()
+def init_learner(args, obs_size):
+    """The weights, the same for w and w-, and an optimizer that has seen nothing."""
+    sizes = obs_size, *args.hidden_sizes, args.num_actions
+    if args.q_input == "state-action":
+        sizes = obs_size + 1, *args.hidden_sizes, 1
+    params = init_params(jax.random.key(args.seed), sizes, args.layer_norm)
+    return Learner(params, params, make_optimizer(args).init(params))
 
-        # Learn.
-        if env_steps % args.train_frequency == 0:
-            # np.asarray waits for the previous group. The agent acts with that group's weights ...
-            acting_params = jax.tree.map(np.asarray, learner.params)
-            # ... while JAX works on the next group in the background: this returns at once.
-            learner, loss = learn_group(learner, sample(args, rng, buffer, env_steps, torques))
-        yield learner, loss
+
+def init_buffer(args, obs_size):
+    """An empty buffer."""
+    obs = np.zeros((args.buffer_size, obs_size), np.float32)
+    zeros = np.zeros(args.buffer_size, np.float32)
+    return Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
 
 
 def train(args, env):
-    """Returns params, episodes (environment step, return) and counts.
+    """Returns params, episodes (environment step, return) and timings.
 
-    Ctrl-C ends it early. Raises ValueError on bad settings or environments, NotImplementedError on
-    spaces unknown to Gymnasium, FloatingPointError on numbers that are not finite.
+    Ctrl-C ends it early. Raises BadInput on bad settings or environments, and BadRun on numbers
+    that are not finite. Errors of the environment's own code are not caught.
     """
     check(args)
+    check_env(env)
     started = time.time()
-    env = prepare(env)
-    torques = make_torques(args, env)
+    env = wrap_env(env)
     rng = np.random.default_rng(args.seed)
+    listed = list_actions(args, env)
     (obs_size,) = env.observation_space.shape
-    sizes = (obs_size, *args.hidden_sizes, args.num_bins)
-    if args.q_input == "state-action":
-        sizes = (obs_size + 1, *args.hidden_sizes, 1)
-    params = init_params(rng, sizes)
-    learner = Learner(params, params, make_optimizer(args).init(params))
-    obs = np.zeros((args.buffer_size, obs_size), np.float32)
-    zeros = np.zeros(args.buffer_size, np.float32)
-    buffer = Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
-    # `jit` compiles learn at its first call, on zeros; the result is dropped.
-    learn_group = jax.jit(partial(learn, args, jnp.asarray(torques)))
-    learn_group(learner, sample(args, rng, buffer, 1, torques))
+    learner = jax.jit(partial(init_learner, args, obs_size))()
+    buffer = init_buffer(args, obs_size)
+    # `jit` compiles at the first call: this one, on an empty buffer. Its result is not used.
+    learn_group = jax.jit(partial(learn, args, jnp.asarray(listed, np.float32)))
+    learn_group(learner, sample(args, rng, buffer, 1), draw_actions(args, rng, listed), 0)
+    acting_params = jax.tree.map(np.asarray, learner.params)
     compiled = printed = time.time()
-    run = run_steps(args, env, rng, learner, learn_group, buffer)
+    loss = 0.0
+    done = 0
+    obs, _ = env.reset(seed=int(rng.integers(2**30)))
     with contextlib.suppress(KeyboardInterrupt):
         for env_steps in range(1, args.total_timesteps + 1):
-            learner, loss = next(run)
-            if time.time() - printed > 1 or env_steps == args.total_timesteps:
+            # Act and step.
+            action = act(args, rng, acting_params, obs, env_steps, listed)
+            next_obs, reward, terminated, truncated, _ = env.step(listed[action, None])
+
+            # Store. Only termination makes the value of next_obs 0: a truncated one could go on.
+            discount = 0.0 if terminated else args.gamma
+            new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
+            add(buffer, env_steps - 1, new)
+            obs = next_obs
+            if terminated or truncated:
+                obs, _ = env.reset()
+
+            # Learn. np.asarray waits for the previous group of updates: act with its weights, while
+            # JAX works on the next group in the background (the call returns at once).
+            if env_steps > args.learning_starts and env_steps % args.train_frequency == 0:
+                acting_params = jax.tree.map(np.asarray, learner.params)
+                batches = sample(args, rng, buffer, env_steps)
+                drawn = draw_actions(args, rng, listed)
+                learner, loss = learn_group(learner, batches, drawn, env_steps)
+
+            done = env_steps  # from here on, only saving and printing
+            if time.time() - printed > 1 or done == args.total_timesteps:
                 printed = time.time()
-                report(args, env_steps, env, buffer, loss, printed - compiled)
-    seconds = time.time() - compiled
-    counts = {"env_steps": env_steps, "interrupted": env_steps < args.total_timesteps}
-    counts |= {"compile_seconds": compiled - started, "train_seconds": seconds}
-    counts["steps_per_second"] = env_steps / seconds
-    episodes = np.column_stack([np.cumsum(env.length_queue), env.return_queue])
-    return jax.device_get(learner.params), episodes, counts
+                report(args, done, env, buffer, loss, printed - compiled)
+    return jax.device_get(learner.params), *count(args, env, done, started, compiled)
 
 
 def report(args, env_steps, env, buffer, loss, seconds):
     """Print the progress."""
-    for name, values in (("observation", buffer.obs), ("reward", buffer.reward), ("loss", loss)):
+    seen = {"observation": buffer.obs, "next observation": buffer.next_obs}
+    for name, values in (seen | {"reward": buffer.reward, "loss": loss}).items():
         if not np.isfinite(values).all():
-            raise FloatingPointError(f"{name} is not finite")
+            raise BadRun(f"{name} is not finite")
     recent = np.mean(list(env.return_queue)[-100:] or np.nan)
     left = seconds * (args.total_timesteps / env_steps - 1)
-    print(f"{env_steps:,} steps, recent return {recent:.1f}, loss {loss:.3g}", end=", ")
+    print(f"{env_steps:,} steps, recent return {recent:.4g}, loss {loss:.3g}", end=", ")
     print(f"{env_steps / seconds:,.0f} steps/s, {left:.0f} s left", flush=True)
+
+
+def count(args, env, env_steps, started, compiled):
+    """The episodes of the run, and how long it took."""
+    seconds = time.time() - compiled
+    counts = {"env_steps": env_steps, "interrupted": env_steps < args.total_timesteps}
+    counts |= {"compile_seconds": compiled - started, "train_seconds": seconds}
+    counts["steps_per_second"] = env_steps / seconds
+    return np.column_stack([np.cumsum(env.length_queue), env.return_queue]), counts
 
 
 # ---------- Evaluation
 def play(args, params, env, seed):
     """The return of a greedy episode."""
-    torques = make_torques(args, env)
-    q_values = Q_VALUES[args.q_input]
+    listed = list_actions(args, env)
     obs, _ = env.reset(seed=seed)
-    for _ in range(100_000):
-        action = q_values(params, obs[None], torques).argmax()
-        obs, _, terminated, truncated, _ = env.step(torques[action, None])
+    for _ in range(MAX_EVAL_STEPS):
+        if args.q_input == "state":
+            q = q_values(params, obs[None])
+        else:
+            q = q_of_actions(params, obs[None], listed)
+        obs, _, terminated, truncated, _ = env.step(listed[q.argmax(), None])
         if terminated or truncated:
             return env.return_queue[-1]
-    raise TimeoutError("an episode exceeded 100,000 steps; use gymnasium.wrappers.TimeLimit")
+    raise BadRun(ENDLESS)
 
 
 def evaluate(args, params, env):
-    """The returns (eval_episodes,) of greedy episodes. Training's seeds are below 2^30."""
-    env = prepare(env)
+    """The returns (eval_episodes,) of greedy episodes, from seeds that training does not use."""
+    env = wrap_env(env)
     first = 2**30 + args.seed * args.eval_episodes
     return np.array([play(args, params, env, first + k) for k in range(args.eval_episodes)])
 
@@ -338,47 +490,67 @@ def summarize(args, env, returns):
     """Print the result, and return statistics of the agent."""
     threshold = env.spec.reward_threshold
     solved = None if threshold is None else bool(returns.mean() >= threshold)
-    print(f"{returns.size} greedy episodes: mean {returns.mean():.1f}", end=", ")
-    print(f"std {returns.std():.1f}, worst {returns.min():.0f}", end="; ")
+    print(f"{returns.size} greedy episodes: mean {returns.mean():.4g}", end=", ")
+    print(f"std {returns.std():.4g}, worst {returns.min():.4g}", end="; ")
     print(f"solved: {solved} (threshold {threshold})")
-    agent = {"eval_return_mean": returns.mean(), "eval_return_std": returns.std()}
-    agent |= {"eval_return_min": returns.min(), "eval_episodes": returns.size, "solved": solved}
-    return agent | {"seed": None if args.load_model else args.seed}
+    agent = {"seed": None if args.load_model else args.seed, "solved": solved}
+    agent |= {"eval_return_mean": returns.mean(), "eval_return_std": returns.std()}
+    return agent | {"eval_return_min": returns.min(), "eval_episodes": returns.size}
 
 
 # ---------- Command line
 def check(args):
-    """Raise ValueError, naming the flag, on bad settings."""
+    """Raise BadInput, naming the flag, on bad settings."""
     counts = "total_timesteps", "train_frequency", "gradient_steps", "buffer_size"
-    counts += "batch_size", "hidden_sizes", "eval_episodes", "max_samples"
-    limits = dict.fromkeys(counts, (1, np.inf)) | {"num_bins": (2, np.inf)}
+    counts += "batch_size", "hidden_sizes", "eval_episodes", "sampled_actions"
+    limits = dict.fromkeys(counts, (1, np.inf)) | {"num_actions": (2, np.inf)}
     limits |= dict.fromkeys(("gamma", "end_e", "exploration_fraction"), (0, 1))
     limits |= dict.fromkeys(("learning_rate", "reward_scale"), (1e-9, 1e9))
-    limits |= {"seed": (0, 2**20), "tau": (1e-6, 1)}
+    limits |= {"seed": (0, 2**20), "tau": (1e-6, 1), "target_network_frequency": (0, 2**31 - 1)}
+    limits["learning_starts"] = (0, args.total_timesteps - 1)
     for name, (least, most) in limits.items():
-        value = getattr(args, name)
-        if not np.array_equal(np.clip(value, least, most), value):
-            raise ValueError(f"{name} must be between {least} and {most}")
+        for value in np.ravel(getattr(args, name)):
+            if not least <= value <= most:
+                raise BadInput(f"{name} must be between {least} and {most}")
 
 
 def load_model(path, args=None, env=None):
     """The params of a saved model.npz, which must fit args and env, if given."""
-    params = dict(np.load(path, allow_pickle=False))
-    if params.pop("script") != SCRIPT:
-        raise ValueError("another script saved it")
-    torques = params.pop("torques")
-    if args and not np.array_equal(torques, make_torques(args, env)):
-        raise ValueError(f"it is for {len(torques)} torques from {torques[0]} to {torques[-1]}")
-    if args:
-        Q_VALUES[args.q_input](params, env.reset()[0][None], torques)
+    try:
+        params = dict(np.load(path, allow_pickle=False))
+        script = params.pop("script")
+        if script != SCRIPT:
+            raise ValueError(f"{script} saved it")
+        listed = params.pop("listed_actions")
+        inputs = len(params["w0"])
+        outputs = q_values(params, np.zeros((1, inputs))).size
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise BadInput(f"load_model: {type(error).__name__}: {error}") from error
+    if env:
+        wanted = spaces.flatdim(env.observation_space), args.num_actions
+        if args.q_input == "state-action":
+            wanted = wanted[0] + 1, 1
+        if (inputs, outputs) != wanted or not np.array_equal(listed, list_actions(args, env)):
+            what = f"{inputs} inputs, {outputs} outputs, {len(listed)} listed actions"
+            raise BadInput(f"load_model: its {what} do not fit --q-input, --num-actions, --env-id")
     return params
 
 
-def keep(args, params, episodes, torques):
+def make_output_dir(args):
+    """Fail before training, not after."""
+    try:
+        importlib.import_module("matplotlib")
+        Path(args.output_dir).mkdir(parents=True)
+    except (ImportError, OSError) as error:
+        raise BadInput(f"output_dir: {error}") from error
+
+
+def keep(args, params, episodes, listed):
     """Save the model, the returns, and a plot of them."""
     from matplotlib.figure import Figure  # slow to import
 
-    np.savez(f"{args.output_dir}/model.npz", script=SCRIPT, torques=torques, **params)
+    path = f"{args.output_dir}/model.npz"
+    np.savez(path, script=SCRIPT, listed_actions=listed, **params)
     names = "env_step,episode_return"
     np.savetxt(f"{args.output_dir}/returns.csv", episodes, "%.10g", ",", header=names, comments="")
     axes = Figure().add_subplot(xlabel="environment steps", ylabel="episode return")
@@ -386,40 +558,39 @@ def keep(args, params, episodes, torques):
     axes.figure.savefig(f"{args.output_dir}/curve.png", dpi=150)
 
 
+def run(args):
+    """Train or load, evaluate, save. Returns the exit status: 0, or 130 after Ctrl-C."""
+    check(args)
+    env = make_env(args)
+    check_env(env)
+    if args.load_model:
+        params = load_model(args.load_model, args, env)
+    if args.output_dir:
+        make_output_dir(args)
+    summary = {"script": SCRIPT, "versions": {"jax": jax.__version__}}
+    summary |= {"device": jax.devices()[0].device_kind, "seeds": []}
+    if not args.load_model:
+        params, episodes, counts = train(args, env)
+        summary |= counts | {"args": vars(args)}
+        if args.output_dir:
+            keep(args, params, episodes, list_actions(args, env))
+    try:
+        summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]  # one agent
+    finally:  # whatever stops the evaluation, the summary is kept
+        if args.output_dir:
+            Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
+    return 130 if summary.get("interrupted") else 0
+
+
 def main(args):
     """Run the script. Exit status: 0, 1 on failure, 2 on bad input, 130 after Ctrl-C."""
-    flag = "settings"
     try:
-        check(args)
-        flag = "env_id"
-        env = gymnasium.make(args.env_id)
-        prepare(env)  # or fail early
-        flag = "load_model"
-        if args.load_model:
-            params = load_model(args.load_model, args, prepare(env))
-        flag = "output_dir"
-        if args.output_dir:
-            importlib.import_module("matplotlib")
-            Path(args.output_dir).mkdir(parents=True)
-    except Exception as error:
-        print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    summary = {"script": SCRIPT, "versions": {"jax": jax.__version__}}
-    summary["device"] = jax.devices()[0].device_kind
-    try:
-        if not args.load_model:
-            params, episodes, counts = train(args, env)
-            summary |= counts | {"args": vars(args)}
-            if args.output_dir:
-                keep(args, params, episodes, make_torques(args, env))
-        summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]  # one agent
-    except (FloatingPointError, TimeoutError) as error:
-        sys.exit(f"error: {error}")
+        return run(args)
+    except (BadInput, BadRun) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt:
         return 130
-    if args.output_dir:
-        Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
-    return 130 if summary.get("interrupted") else 0
 
 
 if __name__ == "__main__":
