@@ -67,8 +67,8 @@ class Args:
 
     seed: int = 1  # the same seed, machine and versions give the same result
     num_seeds: int = 1  # agents to train at once, from this seed on
-    total_timesteps: int = 256_000  # environment steps of each agent
-    num_envs: int = 64  # environments that step together; an update follows each joint step
+    total_timesteps: int = 200_000  # environment steps of each agent
+    num_envs: int = 32  # environments that step together; an update follows each joint step
     buffer_size: int = 96_000  # transitions in the replay buffer
     batch_size: int = 32  # transitions in an update
     hidden_sizes: tuple[int, ...] = (64,)  # units in each hidden layer
@@ -78,7 +78,7 @@ class Args:
     learning_starts: int = 0  # environment steps before the first update
     gamma: float = 0.99  # discount per step
     n_step: int = 3  # rewards summed in a target
-    tau: float = 0.05  # how far w- moves toward w; 1 copies w
+    tau: float = 0.1  # how far w- moves toward w; 1 copies w
     target_network_frequency: int = 0  # environment steps between moves; 0: at every update
     end_e: float = 0.15  # epsilon, the fraction of random actions, at the end
     exploration_fraction: float = 0.5  # part of the run in which epsilon falls from 1
@@ -266,8 +266,8 @@ def make_optimizer(args):
     return optax.adam(rate)
 
 
-def update(args, learner, batch, env_steps):
-    """One gradient step on the mean squared error. Returns the next Learner and the loss."""
+def update(args, learner, batch, due):
+    """One gradient step. Returns the next Learner and the loss. due: whether w- moves."""
     # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal: then the discount is 0.
     next_q = jnp.max(q_values(learner.target_params, batch.next_obs), axis=1)
     target = batch.reward + batch.discount * next_q
@@ -284,9 +284,7 @@ def update(args, learner, batch, env_steps):
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, args.tau)
     if args.target_network_frequency:
-        # Move w- at the first update at or after each multiple of the frequency, else keep it.
         # optax takes the new w- if its third argument is a multiple of the fourth: 0 is, 1 is not.
-        due = env_steps % args.target_network_frequency < args.num_envs
         target_params = optax.periodic_update(target_params, learner.target_params, 1 - due, 2)
     return Learner(params, target_params, opt_state), loss
 
@@ -304,7 +302,6 @@ class Agent(NamedTuple):  # everything that training changes
 
 def init_agent(args, key):
     """A new agent with an empty buffer."""
-    # A key always gives the same random numbers. So split it: a new key for each use.
     key, params_key = jax.random.split(key)
     params = init_params(params_key, (OBS_SIZE, *args.hidden_sizes, ACTIONS), args.layer_norm)
     learner = Learner(params, params, make_optimizer(args).init(params))
@@ -325,10 +322,12 @@ class Draws(NamedTuple):  # the randomness of a joint step, drawn in advance
     step_keys: Array  # (N,)
 
 
-# To watch it, run this in a debugger; without `jit`, all arrays have values:
+# To watch it in a debugger, run this; without `jit`, all arrays have values:
 #     args = Args(num_envs=2)
 #     agent = init_agent(args, jax.random.key(1))
-#     agent, log = joint_step(args, agent, Draws(np.full((2, 34), 0.5), *jax.random.split(...)
+#     _, draws = draw(args, jax.random.key(2), 10)
+#     for one in zip(*draws):
+#         agent, log = joint_step(args, agent, Draws(*one))
 def joint_step(args, agent, draws):
     """One step of N environments and one update.
 
@@ -368,7 +367,11 @@ def joint_step(args, agent, draws):
     joint_steps = agent.joint_steps + 1
     env_steps = joint_steps * N
     batch = sample(args, draws.noise[:, N:], buffer, joint_steps)
-    learner, loss = update(args, agent.learner, batch, env_steps)
+    # w- moves at the first update at or after each multiple of the frequency.
+    due = True
+    if args.target_network_frequency:
+        due = env_steps % args.target_network_frequency < N
+    learner, loss = update(args, agent.learner, batch, due)
     if args.learning_starts:
         keep_new = partial(jnp.where, env_steps > args.learning_starts)
         learner = jax.tree.map(keep_new, learner, agent.learner)
@@ -376,16 +379,22 @@ def joint_step(args, agent, draws):
     return agent, (ended, returns, loss, jnp.mean(jnp.abs(q)), jnp.max(jnp.abs(reward)))
 
 
+def draw(args, key, steps):
+    """The next key, and Draws for some joint steps: each array has a first axis `steps`."""
+    # A key always gives the same random numbers, so each use needs another key.
+    keys = jax.random.split(key, 2 + 2 * steps * args.num_envs)
+    noise = jax.random.uniform(keys[0], (steps, 2, args.num_envs + args.batch_size))
+    return keys[1], Draws(noise, *keys[2:].reshape(2, steps, args.num_envs))
+
+
 def run_chunk(args, agent, steps):
-    """So many joint steps. Returns the Agent and the logs, stacked: each array is (steps, ...)."""
-    # `scan` is a compiled loop: for _ in range(steps): agent, log = joint_step(args, agent).
+    """Some joint steps. Returns the Agent and their logs, each array with a first axis `steps`."""
+    # All draws come first: many small draws, one in each joint step, would take much longer.
+    key, draws = draw(args, agent.key, steps)
+    # `scan` is a compiled loop: for one in draws: agent, log = joint_step(args, agent, one).
     # `partial(f, args)` is f with its first argument filled in. While JAX compiles, args is an
     # ordinary Python object, so its settings become constants of the compiled code.
-    N = args.num_envs
-    keys = jax.random.split(agent.key, 2 + 2 * steps * N)
-    noise = jax.random.uniform(keys[0], (steps, 2, N + args.batch_size))
-    draws = Draws(noise, *keys[2:].reshape(2, steps, N))
-    return jax.lax.scan(partial(joint_step, args), agent._replace(key=keys[1]), draws)
+    return jax.lax.scan(partial(joint_step, args), agent._replace(key=key), draws)
 
 
 def train(args):

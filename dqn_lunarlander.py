@@ -161,12 +161,6 @@ def check_env(env):
         refuse(error, f"env: Gymnasium's API is {API}")
     for x in (obs, next_obs):
         flatten(env.observation_space, x)
-    sizes = np.maximum(abs(space.low), abs(space.high)).astype(float)
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
-    if sizes.size and sizes.max() > 100 * sizes.min():
-        print(f"warning: {UNEVEN}", file=sys.stderr)
-    if env.spec and env.spec.max_episode_steps is None:
-        print(f"warning: {ENDLESS}", file=sys.stderr)
 
 
 def flatten(space, obs):
@@ -528,6 +522,17 @@ def check(args):
         raise BadInput("eval_frequency and capture_video need output_dir")
 
 
+def warn(env):
+    """Print what may go wrong with this environment, although it fits."""
+    space = wrap_env(env).observation_space
+    sizes = np.maximum(abs(space.low), abs(space.high)).astype(float)
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if sizes.size and sizes.max() > 100 * sizes.min():
+        print(f"warning: {UNEVEN}", file=sys.stderr)
+    if env.spec and env.spec.max_episode_steps is None:
+        print(f"warning: {ENDLESS}", file=sys.stderr)
+
+
 def load_model(path, env=None):
     """The params of a saved model.npz, which must fit env, if given."""
     try:
@@ -574,6 +579,7 @@ def run(args):
     check(args)
     env = make_env(args)
     check_env(env)
+    warn(env)
     if args.load_model:
         params = load_model(args.load_model, env)
     if args.output_dir:

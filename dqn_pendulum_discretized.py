@@ -168,12 +168,6 @@ def check_env(env):
         refuse(error, f"env: Gymnasium's API is {API}")
     for x in (obs, next_obs):
         flatten(env.observation_space, x)
-    sizes = np.maximum(abs(space.low), abs(space.high)).astype(float)
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
-    if sizes.size and sizes.max() > 100 * sizes.min():
-        print(f"warning: {UNEVEN}", file=sys.stderr)
-    if env.spec and env.spec.max_episode_steps is None:
-        print(f"warning: {ENDLESS}", file=sys.stderr)
 
 
 def flatten(space, obs):
@@ -352,7 +346,7 @@ def learn(args, listed, learner, batches, drawn, env_steps):
     if args.target_network_frequency:
         first &= env_steps % args.target_network_frequency < args.train_frequency
 
-    # `scan` is a compiled loop over the updates: for inputs in zip(...): one_update(learner, inputs)
+    # `scan` is a compiled loop: for inputs in zip(...): learner, loss = one_update(...)
     def one_update(learner, inputs):
         return update(args, listed, learner, *inputs)
 
@@ -514,6 +508,17 @@ def check(args):
                 raise BadInput(f"{name} must be between {least} and {most}")
 
 
+def warn(env):
+    """Print what may go wrong with this environment, although it fits."""
+    space = wrap_env(env).observation_space
+    sizes = np.maximum(abs(space.low), abs(space.high)).astype(float)
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if sizes.size and sizes.max() > 100 * sizes.min():
+        print(f"warning: {UNEVEN}", file=sys.stderr)
+    if env.spec and env.spec.max_episode_steps is None:
+        print(f"warning: {ENDLESS}", file=sys.stderr)
+
+
 def load_model(path, args=None, env=None):
     """The params of a saved model.npz, which must fit args and env, if given."""
     try:
@@ -563,6 +568,7 @@ def run(args):
     check(args)
     env = make_env(args)
     check_env(env)
+    warn(env)
     if args.load_model:
         params = load_model(args.load_model, args, env)
     if args.output_dir:

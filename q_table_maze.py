@@ -4,7 +4,8 @@
 # ///
 """Q-learning in a maze, on a table or with a network, checked against the exact values.
 
-What it teaches: the Bellman update. DQN adds a deep network, a replay buffer, and a target network.
+What it teaches: the Bellman update, on which Deep Q-learning (DQN) rests. DQN adds a deep network,
+a replay buffer and a target network; see dqn_cartpole_jax.py.
 
 Q(s, a) is the expected discounted sum of rewards after action a in cell s, if every later action
 is optimal. After a step from s to s' with reward r, Q-learning (Watkins and Dayan 1992,
@@ -13,21 +14,30 @@ https://doi.org/10.1007/BF00992698) moves its estimate of Q(s, a) toward the tar
     Q(s, a) <- Q(s, a) + alpha (y - Q(s, a))   with   y = r + gamma max_a' Q(s', a'),
                                                or     y = r if s' is terminal.
 
-A time limit is not a terminal state: a truncated step's target still has the value of s'.
+Q-learning is off-policy: the target takes the best next action, even if the agent then takes a
+random one. So it learns the values of the best policy while it explores.
+
+A time limit is not a terminal state. After a step that runs out of time, the target still has the
+value of s'.
 
     python q_table_maze.py --board 8x8 --slip-prob 0.6667 --output-dir runs/1
     python q_table_maze.py --method network
 
-Measured on 20 unseen seeds: the table is optimal on each board, slip 0 and 2/3, within 8 s.
+An agent has solved a board if its greedy policy is within 0.001 of the best one in every cell. A
+maze is small enough to compute the exact values, by value iteration. @MEASURED@
 
-Beyond the update:
-- Episodes start in random free cells, to visit all (Sutton and Barto 2018).
-- Values from the second half of the run are averaged (Polyak and Juditsky 1992).
-- On ice (--slip-prob), targets are random, so alpha falls with the visits to (s, a).
+To learn Q-learning, read `step`, `q_values`, `update` and `act_and_learn`, in this order. From
+*Command line* on, nothing is about learning.
+
+What this file does beyond the update, so that it always finds the best policy:
+- Episodes start in random free cells, so that all cells are visited (Sutton and Barto 2018).
+- The result is the average of the values over the second half of the run (Polyak and Juditsky
+  1992). The last values alone still move with each random slip.
+- On ice (--slip-prob), targets are random, so alpha falls with the number of visits to (s, a).
 
 Letters in shapes: S cells, A actions. `jax.jit` compiles a function before its arrays have
-values, so branch on them with `jnp.where`; settings are constants, so `if` works.
-`x.at[i].add(1)` is a copy of x with x[i] one larger.
+values, so branch on array values with `jnp.where`, not `if`. Settings are known by then, so `if`
+works with them. `x.at[i].add(1)` is a copy of x with x[i] one larger; compiled, it copies nothing.
 """
 
 import contextlib
@@ -52,9 +62,9 @@ from jax import Array
 class Args:
     """Q-learning in a maze."""
 
-    seed: int = 1  # same seed, machine, versions: same result
+    seed: int = 1  # the same seed, machine and versions give the same result
     board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8, or rows of S start, F free, H hole, G goal: SFH/HFG
-    slip_prob: float = 0.0  # chance to slip sideways (ice); FrozenLake's: 2/3
+    slip_prob: float = 0.0  # chance to slip sideways, as on ice; FrozenLake's is 2/3
     total_timesteps: int = 0  # environment steps; 0: enough for the board
     max_episode_steps: int = 100  # the time limit
     method: Literal["table", "network"] = "table"  # or a linear network on one-hot states
@@ -70,9 +80,13 @@ class Args:
 SCRIPT = "q_table_maze.py"
 
 
+class BadInput(ValueError):
+    """Settings or a file that can't be used: one line, and exit status 2."""
+
+
 # ---------- Environment
-# Like https://gymnasium.farama.org/environments/toy_text/frozen_lake/, but a hole costs 1 and the
-# actions have another order. For your own maze, change this section but keep Maze.
+# Like https://gymnasium.farama.org/environments/toy_text/frozen_lake/, but a fall into a hole costs
+# 1, and the actions have another order. For a maze of your own, rewrite this section; keep Maze.
 
 BOARDS = {
     "2x3": "SFH/HFG",
@@ -87,8 +101,8 @@ TURNS = [[0, 2, 3], [1, 2, 3], [2, 0, 1], [3, 0, 1]]  # moves straight on, and t
 
 class Maze(NamedTuple):
     start: int
-    free: np.ndarray  # numbers of cells that don't end the episode
-    neighbor: np.ndarray  # (S, A, 3) the cell a move reaches, straight on or to a side
+    free: np.ndarray  # the numbers of the cells that do not end the episode
+    neighbor: np.ndarray  # (S, A, 3) the cell that a move reaches: straight on, or to either side
     reward: np.ndarray  # (S,) for entering a cell
     terminal: np.ndarray  # (S,) whether that ends the episode
 
@@ -99,13 +113,13 @@ class EnvState(NamedTuple):
 
 
 def read_board(board):
-    """The Maze of a board's name or rows. Raises ValueError."""
+    """The Maze of a board's name or rows. Raises BadInput."""
     rows = BOARDS.get(board, board).split("/")
     shape = (len(rows), len(rows[0]))
     cells = np.array(list("".join(rows)))
     start = cells == "S"
     if {len(row) for row in rows} != {shape[1]} or start.sum() != 1 or set(cells) - set("SFHG"):
-        raise ValueError("board must be equal rows of S, F, H and G with one S")
+        raise BadInput("board must be equally long rows of S, F, H and G, with one S")
     places = np.indices(shape).reshape(2, -1).T  # (S, 2) row and column
     moved = np.clip(places[:, None] + MOVES, 0, np.array(shape) - 1)  # (S, A, 2)
     numbers = moved @ [shape[1], 1]  # (S, A) row * columns + column
@@ -125,7 +139,10 @@ def step(args, maze, state, action, noise):
 
 
 def exact_q(args, maze, policy=None):
-    """Q (S, A) of the best policy, or of `policy` (S,), by value iteration (Bellman 1957)."""
+    """Q (S, A) of the best policy, by value iteration (Bellman 1957).
+
+    If policy (S,) is given: Q of always acting like it, by policy evaluation.
+    """
     q = np.zeros(maze.neighbor.shape[:2])
     change = 1.0
     while change > 1e-10:
@@ -215,67 +232,88 @@ def train_chunk(args, maze, agent, noise, steps):
         agent, ended, returns = act_and_learn(args, maze, agent, noise[i])
         return agent, episodes + ended, total + jnp.where(ended, returns, 0)
 
-    # Compiled: for i in range(steps): carry = one_step(i, carry)
+    # A compiled loop: for i in range(steps): carry = one_step(i, carry)
     return jax.lax.fori_loop(0, steps, one_step, (agent, 0, 0.0))
 
 
 def train(args):
-    """Returns params, windows (environment step, mean return, largest error) and counts.
+    """Returns params, windows (environment step, recent return, largest error) and timings.
 
-    Ctrl-C ends it early. Raises ValueError on bad settings.
+    A window is a chunk of steps, and its recent return is the mean return of the episodes that
+    ended in it. The error is that of what would be returned at its end. Ctrl-C ends the run early.
+    Raises BadInput on bad settings.
     """
     check(args)
     started = time.time()
     maze = read_board(args.board)
     exact = exact_q(args, maze)
-    timesteps = args.total_timesteps or 20_000 * len(exact)
-    if not args.total_timesteps and args.slip_prob and args.method == "table":
-        timesteps = 50_000 * len(exact) ** 2  # ice needs more; the network is slow
-    chunk = min(2**16, 1 + timesteps // 64)  # steps of a compiled call
-    # NumPy draws: with jax.random, a step takes 1.9 times as long.
+    timesteps = run_length(args, len(exact))
+    chunk = min(2**16, 1 + timesteps // 64)  # steps in a compiled call
+    # NumPy draws the random numbers: with jax.random, a step takes 1.9 times as long.
     rng = np.random.default_rng(args.seed)
     noise = rng.random((chunk, 4), np.float32)
-    params = init_params(args.method, exact.shape)
-    agent = Agent(params, np.zeros(exact.shape, int), EnvState(maze.start, 0), 0.0)
-    # `jax.tree.map` calls a function on each value in nested structures ("pytrees"). NumPy
-    # gives Python's numbers the types of JAX's results; JAX compiles again for other types.
-    world, agent = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (maze, agent))
-    # Donated: the new agent overwrites the old.
+    agent = init_agent(args, maze)
+    # Donated: the new agent overwrites the old one in memory.
+    world = jax.tree.map(jnp.asarray, maze)
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
-    agent, _, _ = run_chunk(agent, noise, 0)  # 0 steps, to compile
+    agent, _, _ = run_chunk(agent, noise, 0)  # no steps, only to compile
     compiled = printed = time.time()
     env_steps = 0
     windows = []
-    kept = [params]  # at the start, after each chunk
+    sums = [np.zeros(exact.shape)]  # sums[n] is the sum of the values after each of n chunks
     with contextlib.suppress(KeyboardInterrupt):
         while env_steps < timesteps:
             steps = min(chunk, timesteps - env_steps)
-            # It returns at once: NumPy draws while JAX works. `device_get` waits for it.
+            # The call returns at once, so NumPy draws while JAX works. `device_get` waits for it.
             agent, episodes, total = run_chunk(agent, noise, steps)
             noise = rng.random(noise.shape, np.float32)
             params, episodes, total = jax.device_get((agent.params, episodes, total))
+            sums.append(sums[-1] + np.asarray(*params.values()))
             env_steps += steps
-            kept.append(params)
-            (q,) = params.values()
-            error = np.abs(q - exact)[maze.free].max()
+            # From here on, only measuring and printing.
+            error = np.abs(average(sums) - exact)[maze.free].max()
             recent = total / episodes if episodes else np.nan
             windows.append((env_steps, recent, error))
             if time.time() - printed > 1 or env_steps == timesteps:
                 printed = time.time()
                 report(timesteps, windows, printed - compiled)
     seconds = time.time() - compiled
-    average = jax.tree.map(lambda *x: np.mean(x, axis=0), *kept[len(kept) // 2 :])
     counts = {"env_steps": env_steps, "interrupted": env_steps < timesteps}
     counts |= {"compile_seconds": compiled - started, "train_seconds": seconds}
     counts["steps_per_second"] = env_steps / seconds
-    return average, np.array(windows, float).reshape(-1, 3), counts
+    params = {name: average(sums).astype(np.float32) for name in params}
+    return params, np.array(windows, float).reshape(-1, 3), counts
+
+
+def run_length(args, cells):
+    """total_timesteps, or enough for the board: ice needs more, and the network is slow."""
+    if args.total_timesteps:
+        return args.total_timesteps
+    if args.slip_prob and args.method == "table":
+        return 50_000 * cells**2
+    return 20_000 * cells
+
+
+def init_agent(args, maze):
+    """All values 0, no visits, in the start cell."""
+    shape = maze.neighbor.shape[:2]
+    state = EnvState(np.array(maze.start), np.array(0))
+    agent = Agent(init_params(args.method, shape), np.zeros(shape, int), state, np.array(0.0))
+    # `jax.tree.map` calls a function on each array in nested structures ("pytrees").
+    return jax.tree.map(jnp.asarray, agent)
+
+
+def average(sums):
+    """The mean of the values after each chunk of the second half of the run."""
+    half = (len(sums) - 1) // 2
+    return (sums[-1] - sums[half]) / max(1, len(sums) - 1 - half)
 
 
 def report(timesteps, windows, seconds):
     """Print the progress."""
     env_steps, recent, error = windows[-1]
     left = seconds * (timesteps / env_steps - 1)
-    print(f"{env_steps:,} steps, recent return {recent:.2f}, largest error {error:.2g}", end=", ")
+    print(f"{env_steps:,} steps, recent return {recent:.4g}, largest error {error:.2g}", end=", ")
     print(f"{env_steps / seconds:,.0f} steps/s, {left:.0f} s left", flush=True)
 
 
@@ -299,7 +337,7 @@ def evaluate(args, params):
 
 
 def lost_value(args, params):
-    """What the greedy policy loses to the best, in the worst free cell."""
+    """How much less the greedy policy is worth than the best, in the worst free cell."""
     maze = read_board(args.board)
     (values,) = params.values()
     policy = values.argmax(axis=1)
@@ -310,36 +348,49 @@ def lost_value(args, params):
 def summarize(args, returns, lost):
     """Print the result, and return statistics of the agent."""
     solved = lost <= 1e-3
-    print(f"{returns.size} greedy episodes: mean {returns.mean():.2f}", end=", ")
-    print(f"std {returns.std():.2f}, worst {returns.min():.0f}", end="; ")
-    print(f"solved: {solved} (within {lost:.2g} of optimal, threshold 0.001)")
-    agent = {"eval_return_mean": returns.mean(), "eval_return_std": returns.std()}
-    agent |= {"eval_return_min": returns.min(), "eval_episodes": returns.size, "solved": solved}
-    return agent | {"seed": None if args.load_model else args.seed}
+    print(f"{returns.size} greedy episodes: mean {returns.mean():.4g}", end=", ")
+    print(f"std {returns.std():.4g}, worst {returns.min():.4g}", end="; ")
+    print(f"solved: {solved} (within {lost:.2g} of the best policy, threshold 0.001)")
+    agent = {"seed": None if args.load_model else args.seed, "solved": solved}
+    agent |= {"eval_return_mean": returns.mean(), "eval_return_std": returns.std()}
+    return agent | {"eval_return_min": returns.min(), "eval_episodes": returns.size}
 
 
 # ---------- Command line
 def check(args):
-    """Raise ValueError, naming the flag, on bad settings."""
+    """Raise BadInput, naming the flag, on bad settings."""
     limits = dict.fromkeys(("gamma", "epsilon", "slip_prob", "learning_rate"), (0, 1))
     limits |= dict.fromkeys(("seed", "total_timesteps"), (0, 2**31 - 1))
     limits |= dict.fromkeys(("max_episode_steps", "eval_episodes"), (1, 2**31 - 1))
     limits |= {"decay_power": (0, 10)}
     for name, (least, most) in limits.items():
         if not least <= getattr(args, name) <= most:
-            raise ValueError(f"{name} must be between {least} and {most}")
+            raise BadInput(f"{name} must be between {least} and {most}")
     read_board(args.board)
 
 
 def load_model(path, args=None):
     """The params of a saved model.npz, which must fit the board of args, if given."""
-    params = dict(np.load(path, allow_pickle=False))
-    if params.pop("script") != SCRIPT:
-        raise ValueError("another script saved it")
-    board = str(params.pop("board"))
+    try:
+        params = dict(np.load(path, allow_pickle=False))
+        script = params.pop("script")
+        if script != SCRIPT:
+            raise ValueError(f"{script} saved it")
+        board = str(params.pop("board"))
+    except Exception as error:  # damaged files raise errors of many kinds
+        raise BadInput(f"load_model: {type(error).__name__}: {error}") from error
     if args and BOARDS.get(board, board) != BOARDS.get(args.board, args.board):
-        raise ValueError(f"it is for the board {board}")
+        raise BadInput(f"load_model: it is for the board {board}")
     return params
+
+
+def make_output_dir(args):
+    """Fail before training, not after."""
+    try:
+        importlib.import_module("matplotlib")
+        Path(args.output_dir).mkdir(parents=True)
+    except (ImportError, OSError) as error:
+        raise BadInput(f"output_dir: {error}") from error
 
 
 def keep(args, params, windows):
@@ -354,35 +405,35 @@ def keep(args, params, windows):
     axes.figure.savefig(f"{args.output_dir}/curve.png", dpi=150)
 
 
-def main(args):
-    """Run the script. Exit status: 0, 2 on bad input, 130 after Ctrl-C."""
-    flag = "settings"
-    try:
-        check(args)
-        flag = "load_model"
-        if args.load_model:
-            params = load_model(args.load_model, args)
-        flag = "output_dir"
-        if args.output_dir:
-            importlib.import_module("matplotlib")  # or fail early
-            Path(args.output_dir).mkdir(parents=True)
-    except Exception as error:
-        print(f"error: {flag}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def run(args):
+    """Train or load, evaluate, save. Returns the exit status: 0, or 130 after Ctrl-C."""
+    check(args)
+    if args.load_model:
+        params = load_model(args.load_model, args)
+    if args.output_dir:
+        make_output_dir(args)
     summary = {"script": SCRIPT, "versions": {"jax": jax.__version__}}
     summary["device"] = jax.devices()[0].device_kind
-    try:
-        if not args.load_model:
-            params, windows, counts = train(args)
-            summary |= counts | {"args": vars(args)}
-            if args.output_dir:
-                keep(args, params, windows)
-        summary["seeds"] = [summarize(args, evaluate(args, params), lost_value(args, params))]
-    except KeyboardInterrupt:
-        return 130
+    if not args.load_model:
+        params, windows, counts = train(args)
+        summary |= counts | {"args": vars(args)}
+        if args.output_dir:
+            keep(args, params, windows)
+    summary["seeds"] = [summarize(args, evaluate(args, params), lost_value(args, params))]
     if args.output_dir:
         Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))
     return 130 if summary.get("interrupted") else 0
+
+
+def main(args):
+    """Run the script. Exit status: 0, 2 on bad input, 130 after Ctrl-C."""
+    try:
+        return run(args)
+    except BadInput as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,0 +1,273 @@
+"""Run the scripts and note what came of it: python results/measure.py [--only NAME ...]
+
+It needs the packages of requirements.txt and two cores, and takes about four hours in all; with
+--only, the rows whose name contains one of the words. `python results/measure.py --only "CartPole,
+defaults"` takes two minutes.
+
+Each run is a script started as a user starts it, in a process of its own with one thread and on
+one core, two processes at a time. A finished run is kept in runs/measure with a record of its own
+(date, machine, versions, commit), and is not repeated as long as the code, the flags, the versions
+and the machine are the same. Writes results/agents.csv, a line for each agent, from which
+results/tables.py makes all tables; and results/versions.txt.
+No default was chosen with the seeds used here.
+"""
+
+import ast
+import csv
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+RUNS = ROOT / "runs" / "measure"
+AGENTS = ROOT / "results" / "agents.csv"
+VERSIONS = ROOT / "results" / "versions.txt"
+MAZE = "q_table_maze.py"
+CARTPOLE = "dqn_cartpole_jax.py"
+LANDER = "dqn_lunarlander.py"
+PENDULUM = "dqn_pendulum_discretized.py"
+SWING = "--env-id Pendulum-v1"
+THOUSAND = "--q-input state-action --num-actions 1000"
+PACKAGES = "jax jaxlib optax gymnasium numpy tyro matplotlib imageio box2d mujoco".split()
+COLUMNS = "row script flags seed mean std worst solved env_steps compile_seconds train_seconds"
+COLUMNS = [*COLUMNS.split(), "date", "device", "python", "versions", "commit"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: `runs` processes with consecutive seeds, each of `agents` agents."""
+
+    name: str
+    script: str
+    flags: str = ""
+    first_seed: int = 6500
+    runs: int = 10
+    agents: int = 1
+
+
+# ---------- What is measured
+# The paper's way of each departure: a name of it, and the flags.
+SWITCHES = {
+    "one-step targets": "--n-step 1",
+    "w- copied every 500 steps": "--tau 1 --target-network-frequency 500",
+    "a constant learning rate": "--no-anneal-lr",
+    "plain layers": "--no-layer-norm",
+    "no Double DQN": "--no-double-dqn",
+    "squared errors": "--loss squared",
+    "learning after 10,000 steps": "--learning-starts 10000",
+    "unscaled rewards": "--reward-scale 1",
+    "one environment": "--num-envs 1",
+    "an update every 4 steps": "--train-frequency 4 --gradient-steps 1",
+}
+PLAIN = "--n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr --no-layer-norm"
+PLAIN += " --learning-starts 10000 --learning-rate 2.5e-4 --end-e 0.05 --exploration-fraction 0.5"
+PLAIN += " --buffer-size 10000 --batch-size 128 --hidden-sizes 120 84 --total-timesteps 500000"
+KNOBS = "num_envs train_frequency gradient_steps buffer_size batch_size learning_rate gamma n_step"
+KNOBS += " tau reward_scale end_e exploration_fraction"
+
+
+def short(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def knob_changes(script):
+    """Each number flag doubled and halved, one at a time; other numbers of layers, of steps."""
+    module = __import__(script.removesuffix(".py"))
+    args = module.Args()
+    for name in KNOBS.split():
+        if not hasattr(args, name):
+            continue
+        value = getattr(args, name)
+        both = value * 2, value / 2
+        if isinstance(value, int):
+            both = value * 2, -(-value // 2)
+        if name == "gamma":  # twice and half as far ahead: 1 / (1 - gamma) steps
+            both = 1 - (1 - value) / 2, 1 - (1 - value) * 2
+        if name == "exploration_fraction":
+            both = min(1.0, both[0]), both[1]
+        for x in both:
+            yield f"--{name.replace('_', '-')} {short(x)}"
+    units = args.hidden_sizes[0]
+    layers = len(args.hidden_sizes)
+    for many in (2 * units, units // 2):
+        yield "--hidden-sizes " + " ".join([str(many)] * layers)
+    for depth in {1, 2, 3} - {layers}:
+        yield "--hidden-sizes " + " ".join([str(units)] * depth)
+    for factor in (0.5, 2, 4):
+        yield f"--total-timesteps {int(args.total_timesteps * factor)}"
+
+
+def rows_of(name, script, flags, first, defaults, knobs, switches, agents=1):
+    """The rows of an environment. defaults, knobs, switches: how many agents each has."""
+    yield Row(f"{name}, defaults", script, flags, first, defaults // agents, agents)
+    module = __import__(script.removesuffix(".py"))
+    for what, change in SWITCHES.items():
+        field = change.split()[0].removeprefix("--no-").removeprefix("--").replace("-", "_")
+        if switches and hasattr(module.Args(), field):
+            both = f"{flags} {change}".strip()
+            yield Row(f"{name}, switch, {what}", script, both, first, switches // agents, agents)
+    for change in knob_changes(script):
+        both = f"{flags} {change}".strip()
+        yield Row(f"{name}, knob, {change}", script, both, first, knobs // agents, agents)
+
+
+def all_rows():
+    yield from rows_of("CartPole", CARTPOLE, "", 10000, 1000, 100, 100, agents=100)
+    flags = f"{PLAIN} --num-envs 10"
+    yield Row("CartPole, plain", CARTPOLE, flags, 10000, 1, 100)
+    yield from rows_of("LunarLander", LANDER, "", 6500, 20, 6, 10)
+    yield from rows_of("InvertedPendulum", PENDULUM, "--eval-episodes 100", 6500, 30, 10, 10)
+    yield from rows_of("Pendulum", PENDULUM, SWING, 6500, 20, 5, 0)
+    yield Row("InvertedPendulum, 1000 actions", PENDULUM, f"{THOUSAND} --eval-episodes 20")
+    yield Row("Acrobot", LANDER, "--env-id Acrobot-v1")
+    yield Row("CartPole in Gymnasium", LANDER, "--env-id CartPole-v1")
+    for board in ("2x3", "4x5", "4x4", "8x8"):
+        for slip in ("0", "0.2", "0.6667"):
+            flags = f"--board {board} --slip-prob {slip}"
+            yield Row(f"maze {board}, slip {slip}", MAZE, flags, runs=20)
+        yield Row(f"maze {board}, network", MAZE, f"--board {board} --method network", runs=5)
+
+
+# ---------- Running
+# Functions that only check, print or save: they can't change what is learned.
+PLUMBING = "make_env refuse check_env report count summarize film save_snapshot".split()
+
+
+class OnlyLearning(ast.NodeTransformer):
+    """Leaves out docstrings and the functions of PLUMBING."""
+
+    def visit_Expr(self, node):
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_FunctionDef(self, node):
+        return None if node.name in PLUMBING else self.generic_visit(node)
+
+
+def code_of(script):
+    """A hash of the code of a script that learns and evaluates, above Command line."""
+    text = (ROOT / script).read_text().partition("# ---------- Command line")[0]
+    code = ast.dump(OnlyLearning().visit(ast.parse(text)))
+    return hashlib.sha256(code.encode()).hexdigest()[:12]
+
+
+def machine():
+    """The processor, and how many of its cores there are."""
+    cpu = re.search(r"model name\t: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{os.cpu_count()} cores of {cpu[1] if cpu else platform.processor()}"
+
+
+def versions():
+    return " ".join(f"{name} {version(name)}" for name in PACKAGES)
+
+
+def commit():
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def run(script, flags, folder, core):
+    """Start a script and write its record. It ends on `core` alone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    command = ["taskset", "-c", core, sys.executable, script, *flags.split()]
+    command += ["--output-dir", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    begin = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    record = {"date": time.strftime("%Y-%m-%d"), "device": machine(), "commit": commit()}
+    record |= {"python": platform.python_version(), "versions": versions()}
+    record["command_seconds"] = time.perf_counter() - begin
+    (folder / "record.json").write_text(json.dumps(record, indent=2))
+
+
+def folder_of(script, flags):
+    """Where a run is kept: another folder for other code, flags, versions or machines."""
+    same = " ".join([code_of(script), flags, versions(), machine(), platform.python_version()])
+    return RUNS / f"{script[:-3]}-{hashlib.sha256(same.encode()).hexdigest()[:16]}"
+
+
+def agents_of(row, folder):
+    """The lines of agents.csv for a finished run."""
+    summary = json.loads((folder / "summary.json").read_text())
+    record = json.loads((folder / "record.json").read_text())
+    for seed in summary["seeds"]:
+        line = {"row": row.name, "script": row.script, "flags": row.flags, "seed": seed["seed"]}
+        for short_name in ("mean", "std", "min"):
+            value = round(float(seed[f"eval_return_{short_name}"]), 4)
+            line["worst" if short_name == "min" else short_name] = value
+        line["solved"] = seed["solved"]
+        line |= {name: summary[name] for name in ("env_steps", "compile_seconds", "train_seconds")}
+        line |= record
+        yield {name: line[name] for name in COLUMNS}
+
+
+def main(only: tuple[str, ...] = (), exactly: tuple[str, ...] = ()) -> None:
+    """Measure all rows, or those whose name contains one of `only`."""
+    rows = list(all_rows())
+    wanted = [row for row in rows if not only or any(word in row.name for word in only)]
+    jobs = []
+    for row in wanted:
+        for i in range(row.runs):
+            flags = f"{row.flags} --seed {row.first_seed + i * row.agents}"
+            if row.agents > 1:
+                flags += f" --num-seeds {row.agents}"
+            jobs.append((row, flags, folder_of(row.script, flags)))
+    cores = [str(core) for core in sorted(os.sched_getaffinity(0))[:2]]
+    free = list(cores)
+
+    def one(job):
+        row, flags, folder = job
+        if (folder / "record.json").exists():
+            return
+        core = free.pop()
+        try:
+            run(row.script, flags, folder, core)
+        finally:
+            free.append(core)
+        mean = np.mean([x["mean"] for x in agents_of(row, folder)])
+        print(f"{row.name}: {flags.split('--seed')[1]}: {mean:.1f}", flush=True)
+
+    with ThreadPoolExecutor(len(cores)) as pool:
+        list(pool.map(one, jobs))
+    write(rows)
+
+
+def write(rows):
+    """agents.csv, from all runs that are there for the code as it is; and versions.txt."""
+    lines = []
+    for row in rows:
+        for i in range(row.runs):
+            flags = f"{row.flags} --seed {row.first_seed + i * row.agents}"
+            if row.agents > 1:
+                flags += f" --num-seeds {row.agents}"
+            folder = folder_of(row.script, flags)
+            if (folder / "record.json").exists():
+                lines += agents_of(row, folder)
+    with AGENTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(lines)
+    text = "# The versions that the results were measured with: pip install -r requirements.txt -c "
+    text += "results/versions.txt\n"
+    for name in PACKAGES:
+        text += f"{name}=={version(name)}\n"
+    VERSIONS.write_text(text)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
