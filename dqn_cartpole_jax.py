@@ -384,7 +384,8 @@ def draw(args, key, steps):
     # A key always gives the same random numbers, so each use needs another key.
     keys = jax.random.split(key, 2 + 2 * steps * args.num_envs)
     noise = jax.random.uniform(keys[0], (steps, 2, args.num_envs + args.batch_size))
-    return keys[1], Draws(noise, *keys[2:].reshape(2, steps, args.num_envs))
+    env_keys = keys[2:].reshape(2, steps, args.num_envs)
+    return keys[1], Draws(noise, env_keys[0], env_keys[1])
 
 
 def run_chunk(args, agent, steps):
@@ -570,7 +571,8 @@ def keep(args, params, episodes):
 def run(args):
     """Train or load, evaluate, save. Returns the exit status: 0, or 130 after Ctrl-C."""
     check(args)
-    if args.num_seeds > 1:  # a device for each core that this process may use
+    if args.num_seeds > 1 and jax.config.jax_num_cpu_devices == -1:  # not set by the user
+        # A device for each core that this process may use.
         cores = os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count())
         jax.config.update("jax_num_cpu_devices", min(len(cores), args.num_seeds))
     if args.load_model:

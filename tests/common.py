@@ -1,9 +1,11 @@
-"""What several test files need: comparisons, a story to learn from, an update by hand."""
+"""What several test files need: comparisons, an update by hand, a story, and environments."""
 
 from functools import partial
 
+import gymnasium
 import jax
 import numpy as np
+from gymnasium.spaces import Box, Discrete
 
 
 def assert_close(ours, expected, tolerance=0.0):
@@ -12,6 +14,129 @@ def assert_close(ours, expected, tolerance=0.0):
     jax.tree.map(compare, ours, expected)
 
 
+def same(ours, expected):
+    """Whether nested structures hold the same bits."""
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, ours, expected)))
+
+
+# ---------- An update by hand
+# DQN as published, as far as an update knows it. Each case turns something on.
+PLAIN = {"layer_norm": False, "anneal_lr": False, "tau": 1.0, "target_network_frequency": 500}
+SWITCHES = {
+    "plain": {},
+    "layer_norm": {"layer_norm": True},
+    "anneal_lr": {"anneal_lr": True},
+    "soft target": {"tau": 0.25, "target_network_frequency": 0},
+    "soft target, now and then": {"tau": 0.25},
+    "all": {"layer_norm": True, "anneal_lr": True, "tau": 0.25, "target_network_frequency": 0},
+}
+
+
+def numpy_q(params, obs):
+    """A multilayer perceptron in float64; its layers are normalized if params say so."""
+    x = np.asarray(obs, np.float64)
+    last = max(int(name[1:]) for name in params if name.startswith("w"))
+    for i in range(last):
+        x = x @ params[f"w{i}"] + params[f"b{i}"]
+        if "layer_norm" in params:
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        x = np.maximum(x, 0)
+    return x @ params[f"w{last}"] + params[f"b{last}"]
+
+
+def numpy_gradient(loss_of, params):
+    """The gradient of loss_of(params), by moving one weight at a time."""
+    size = 1e-6
+    grads = {}
+    for name, x in params.items():
+        grads[name] = np.zeros_like(x)
+        for i in np.ndindex(x.shape):
+            bump = np.zeros_like(x)
+            bump[i] = size
+            above = loss_of(params | {name: x + bump})
+            below = loss_of(params | {name: x - bump})
+            grads[name][i] = (above - below) / (2 * size)
+    return grads
+
+
+class ByHand:
+    """Adam and a target network in NumPy, in float64."""
+
+    def __init__(self, learner):
+        self.params = jax.tree.map(np.float64, learner.params)
+        self.target_params = jax.tree.map(np.float64, learner.target_params)
+        self.mean = {name: np.zeros_like(x) for name, x in self.params.items()}
+        self.mean_square = {name: np.zeros_like(x) for name, x in self.params.items()}
+        self.updates = 0
+
+    def update(self, loss_of, rate, tau):
+        """A step at a learning rate; then w- moves by tau. Returns the loss from before."""
+        loss = loss_of(self.params)
+        grads = numpy_gradient(loss_of, self.params)
+        self.updates += 1
+        for name, x in self.params.items():
+            self.mean[name] = 0.9 * self.mean[name] + 0.1 * grads[name]
+            self.mean_square[name] = 0.999 * self.mean_square[name] + 0.001 * grads[name] ** 2
+            mean = self.mean[name] / (1 - 0.9**self.updates)
+            mean_square = self.mean_square[name] / (1 - 0.999**self.updates)
+            self.params[name] = x - rate * mean / (np.sqrt(mean_square) + 1e-8)
+            old = self.target_params[name]
+            self.target_params[name] = (1 - tau) * old + tau * self.params[name]
+        return loss
+
+
+def random_learner(dqn, args, sizes):
+    """Two networks of random numbers, and an optimizer that has seen nothing."""
+    rng = np.random.default_rng(0)
+    shapes = dqn.init_params(jax.random.key(0), sizes, args.layer_norm)
+    networks = []
+    for _ in range(2):
+        networks.append({name: np.float32(rng.normal(size=x.shape)) for name, x in shapes.items()})
+    return dqn.Learner(*networks, dqn.make_optimizer(args).init(networks[0]))
+
+
+def assert_updates_by_hand(args, learner, update, loss_with, updates_of_the_run):
+    """Three calls of update(learner, due) do what is done by hand.
+
+    loss_with(params, target_params) is a function of other params: the loss with targets by these.
+    """
+    by_hand = ByHand(learner)
+    for k, due in enumerate([True, False, True]):
+        rate = args.learning_rate
+        if args.anneal_lr:
+            rate *= 1 - k / updates_of_the_run
+        tau = args.tau
+        if args.target_network_frequency and not due:
+            tau = 0.0
+        loss_of = loss_with(by_hand.params, by_hand.target_params)
+        expected = by_hand.update(loss_of, rate, tau)
+        learner, loss = update(learner, due)
+        assert_close(float(loss), expected, 1e-3)
+        assert_close(learner.params, by_hand.params, 5e-4)
+        assert_close(learner.target_params, by_hand.target_params, 5e-4)
+
+
+def learning_rate_of(before, after):
+    """The learning rate of one update with Adam, from the Learners before and after it."""
+    adam = after.opt_state[0]
+    count = int(adam.count)
+    mean = np.asarray(adam.mu["b1"]) / (1 - 0.9**count)
+    mean_square = np.asarray(adam.nu["b1"]) / (1 - 0.999**count)
+    direction = mean / (np.sqrt(mean_square) + 1e-8)
+    moved = np.asarray(before.params["b1"]) - np.asarray(after.params["b1"])
+    largest = np.abs(direction).argmax()
+    return moved.flat[largest] / direction.flat[largest]
+
+
+def moves_due(frequency, update_steps):
+    """The environment steps of the first update at or after each multiple of the frequency."""
+    due = set()
+    for multiple in range(frequency, max(update_steps) + 1, frequency):
+        due.add(min(step for step in update_steps if step >= multiple))
+    return due
+
+
+# ---------- A story
 class Story:
     """Twelve random steps of two environments. One episode terminates and one is truncated."""
 
@@ -40,29 +165,70 @@ class Story:
         return np.hstack(parts)
 
 
-def two_networks(dqn, sizes):
-    """The params of two, in float64."""
-    rng = np.random.default_rng(0)
-    shapes = dqn.init_params(rng, sizes)
-    return [jax.tree.map(lambda x: rng.normal(size=x.shape), shapes) for _ in range(2)]
+# ---------- Environments whose values are known
+class Probe(gymnasium.Env):
+    """Pays 1 and ends after each step. It writes every observation over the one before."""
+
+    observation_space = Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, dqn):
+        self.action_space = Box(-1, 1, (1,))
+        if dqn.SCRIPT == "dqn_lunarlander.py":
+            self.action_space = Discrete(2, start=5)
+        self.obs = np.zeros(1, np.float32)
+        self.steps = 0
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        self.obs[:] = self.first_number()
+        return self.obs, {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.steps += 1
+        reward, terminated, truncated = self.outcome(action)
+        return self.obs, reward, terminated, truncated, {}
+
+    def first_number(self):
+        return -1
+
+    def outcome(self, action):
+        return 1.0, True, False
 
 
-def assert_adam_step(dqn, optimizer, update, batch, networks, loss_of, eps=1e-4):
-    """update(learner, batch) is Adam's first step on loss_of, and moves the target by a quarter."""
-    params, target = networks
-    ours, ours_target = jax.tree.map(np.float32, networks)
-    learner = dqn.Learner(ours, ours_target, optimizer.init(ours))
-    learner, loss = jax.jit(update)(learner, batch)
-    assert_close(loss, loss_of(params), 1e-3)
-    for name, x in params.items():
-        grads = np.zeros_like(x)
-        for i in np.ndindex(x.shape):
-            bump = np.zeros_like(x)
-            bump[i] = eps
-            above = loss_of(params | {name: x + bump})
-            grads[i] = (above - loss_of(params | {name: x - bump})) / (2 * eps)
-        np.testing.assert_allclose(learner.opt_state[0].mu[name], grads / 10, rtol=1e-2, atol=1e-3)
-        sure = np.abs(grads) > 1e-3  # a gradient of 0 has no sign
-        assert_close(learner.params[name][sure], (x - 0.02 * np.sign(grads))[sure], 1e-3)
-    moved = jax.tree.map(lambda old, new: old + 0.25 * (new - old), target, learner.params)
-    assert_close(learner.target_params, moved, 1e-4)
+class PaysWhatItShows(Probe):
+    """Shows -1 or 1, pays that, and ends."""
+
+    def first_number(self):
+        return self.np_random.choice([-1, 1])
+
+    def outcome(self, action):
+        return float(self.obs[0]), True, False
+
+
+class PaysLater(Probe):
+    """Shows -1, then 1, and pays for the second action: 1 for action 6, or for a torque of 0.5."""
+
+    def outcome(self, action):
+        self.obs[:] = 1
+        if self.steps == 1:
+            return 0.0, False, False
+        if isinstance(self.action_space, Discrete):
+            return float(action == 6), True, False
+        return float(1 - 2 * abs(action[0] - 0.5)), True, False
+
+
+class RunsOutOfTime(Probe):
+    """Pays 1 at each step, until a time limit of 4."""
+
+    def outcome(self, action):
+        return 1.0, False, self.steps == 4
+
+
+def small(dqn, **changes):
+    """The Args of a run of a moment; in the pendulum's file, with five actions."""
+    settings = {"total_timesteps": 1_500, "buffer_size": 1_000, "hidden_sizes": (16,)}
+    settings |= {"learning_rate": 0.02, "tau": 0.1, "gamma": 0.5, "reward_scale": 1.0}
+    settings |= {"train_frequency": 16, "gradient_steps": 8, "end_e": 0.5, "eval_episodes": 3}
+    return dqn.Args(**settings | changes)
