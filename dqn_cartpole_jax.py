@@ -318,8 +318,7 @@ def init_agent(args, key):
 
 class Draws(NamedTuple):  # the randomness of a joint step, drawn in advance
     noise: Array  # (2, N + B) uniform in [0, 1), to explore and to sample
-    reset_keys: Array  # (N,)
-    step_keys: Array  # (N,)
+    key_data: Array  # (2, N, 2) integers that make up the keys of the resets and of the steps
 
 
 # To watch it in a debugger, run this; without `jit`, all arrays have values:
@@ -335,6 +334,7 @@ def joint_step(args, agent, draws):
     loss, the mean |Q| and the largest |reward|.
     """
     N = args.num_envs
+    reset_keys, step_keys = jax.random.wrap_key_data(draws.key_data)
 
     # Reset where an episode has ended. Compiled code is made before arrays have values, so it
     # can't say `if ended`: it computes both and chooses. `vmap` turns this function of one
@@ -342,7 +342,7 @@ def joint_step(args, agent, draws):
     def restart(key, ended, state):
         return jax.tree.map(partial(jnp.where, ended), reset(key), state)
 
-    state = jax.vmap(restart)(draws.reset_keys, agent.ended, agent.state)
+    state = jax.vmap(restart)(reset_keys, agent.ended, agent.state)
     obs = state.obs
 
     # Act: epsilon-greedy.
@@ -354,7 +354,7 @@ def joint_step(args, agent, draws):
     action = jnp.where(coin < epsilon, (pick * ACTIONS).astype(int), jnp.argmax(q, axis=1))
 
     # Step.
-    state, reward, terminated, truncated = jax.vmap(step)(draws.step_keys, state, action)
+    state, reward, terminated, truncated = jax.vmap(step)(step_keys, state, action)
     reward = reward.reshape(N)  # some environments return rewards of shape (1,)
     ended = terminated | truncated
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
@@ -384,8 +384,8 @@ def draw(args, key, steps):
     # A key always gives the same random numbers, so each use needs another key.
     keys = jax.random.split(key, 2 + 2 * steps * args.num_envs)
     noise = jax.random.uniform(keys[0], (steps, 2, args.num_envs + args.batch_size))
-    env_keys = keys[2:].reshape(2, steps, args.num_envs)
-    return keys[1], Draws(noise, env_keys[0], env_keys[1])
+    key_data = jax.random.key_data(keys[2:]).reshape(steps, 2, args.num_envs, -1)
+    return keys[1], Draws(noise, key_data)
 
 
 def run_chunk(args, agent, steps):

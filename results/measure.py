@@ -5,15 +5,16 @@ It needs the packages of requirements.txt and two cores, and takes about four ho
 defaults"` takes two minutes.
 
 Each run is a script started as a user starts it, in a process of its own with one thread and on
-one core, two processes at a time. A finished run is kept in runs/measure with a record of its own
-(date, machine, versions, commit), and is not repeated as long as the code, the flags, the versions
-and the machine are the same. Writes results/agents.csv, a line for each agent, from which
-results/tables.py makes all tables; and results/versions.txt.
-No default was chosen with the seeds used here.
+one core, as many at a time as there are cores (`taskset -c 1 python results/measure.py` uses one).
+What came of it goes into results/agents.csv when it ends, a line for each agent, with the date,
+machine, versions and commit of this run; results/tables.py makes all tables from that file. A run
+is not repeated if a line has the same code, flags, versions and machine. The files of a run stay in
+runs/measure. No default was chosen with the seeds used here.
 """
 
 import ast
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 RUNS = ROOT / "runs" / "measure"
 AGENTS = ROOT / "results" / "agents.csv"
-VERSIONS = ROOT / "results" / "versions.txt"
+LOCK = threading.Lock()
 MAZE = "q_table_maze.py"
 CARTPOLE = "dqn_cartpole_jax.py"
 LANDER = "dqn_lunarlander.py"
@@ -44,7 +46,8 @@ SWING = "--env-id Pendulum-v1"
 THOUSAND = "--q-input state-action --num-actions 1000"
 PACKAGES = "jax jaxlib optax gymnasium numpy tyro matplotlib imageio box2d mujoco".split()
 COLUMNS = "row script flags seed mean std worst solved env_steps compile_seconds train_seconds"
-COLUMNS = [*COLUMNS.split(), "date", "device", "python", "versions", "commit"]
+COLUMNS = [*COLUMNS.split(), "date", "device", "python", "versions", "commit", "code"]
+SAME = "script flags seed device python versions code".split()  # then a run is not repeated
 
 
 @dataclass(frozen=True)
@@ -179,94 +182,87 @@ def commit():
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def run(script, flags, folder, core):
-    """Start a script and write its record. It ends on `core` alone."""
+def run(row, seed, core):
+    """Start a script on one core. Returns the lines of agents.csv, which it adds there."""
+    flags = f"{row.flags} --seed {seed}"
+    if row.agents > 1:
+        flags += f" --num-seeds {row.agents}"
+    folder = RUNS / f"{row.script[:-3]} {flags}".replace(" ", "_").replace("/", "-")
     shutil.rmtree(folder, ignore_errors=True)
-    command = ["taskset", "-c", core, sys.executable, script, *flags.split()]
+    command = ["taskset", "-c", core, sys.executable, row.script, *flags.split()]
     command += ["--output-dir", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    begin = time.perf_counter()
+    same = conditions(row)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
-    record = {"date": time.strftime("%Y-%m-%d"), "device": machine(), "commit": commit()}
-    record |= {"python": platform.python_version(), "versions": versions()}
-    record["command_seconds"] = time.perf_counter() - begin
-    (folder / "record.json").write_text(json.dumps(record, indent=2))
-
-
-def folder_of(script, flags):
-    """Where a run is kept: another folder for other code, flags, versions or machines."""
-    same = " ".join([code_of(script), flags, versions(), machine(), platform.python_version()])
-    return RUNS / f"{script[:-3]}-{hashlib.sha256(same.encode()).hexdigest()[:16]}"
-
-
-def agents_of(row, folder):
-    """The lines of agents.csv for a finished run."""
     summary = json.loads((folder / "summary.json").read_text())
-    record = json.loads((folder / "record.json").read_text())
-    for seed in summary["seeds"]:
-        line = {"row": row.name, "script": row.script, "flags": row.flags, "seed": seed["seed"]}
-        for short_name in ("mean", "std", "min"):
-            value = round(float(seed[f"eval_return_{short_name}"]), 4)
-            line["worst" if short_name == "min" else short_name] = value
-        line["solved"] = seed["solved"]
-        line |= {name: summary[name] for name in ("env_steps", "compile_seconds", "train_seconds")}
-        line |= record
-        yield {name: line[name] for name in COLUMNS}
+    record = same | {"row": row.name, "date": time.strftime("%Y-%m-%d"), "commit": commit()}
+    record |= {name: summary[name] for name in ("env_steps", "compile_seconds", "train_seconds")}
+    lines = []
+    for agent in summary["seeds"]:
+        line = record | {"seed": agent["seed"], "solved": agent["solved"]}
+        for name, column in (("mean", "mean"), ("std", "std"), ("min", "worst")):
+            line[column] = round(float(agent[f"eval_return_{name}"]), 4)
+        lines.append({name: line[name] for name in COLUMNS})
+    add(lines)
+    return lines
 
 
-def main(only: tuple[str, ...] = (), exactly: tuple[str, ...] = ()) -> None:
+def conditions(row):
+    """What has to be the same for a run not to be repeated, but for the seed."""
+    found = {"script": row.script, "flags": row.flags, "code": code_of(row.script)}
+    return found | {
+        "device": machine(),
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def add(lines):
+    """Append lines to agents.csv. Two of these programs may do so at the same time."""
+    with LOCK, AGENTS.open("a", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        writer = csv.DictWriter(file, COLUMNS)
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(lines)
+
+
+def finished():
+    """A set of what agents.csv has, in terms of SAME."""
+    if not AGENTS.exists():
+        return set()
+    with AGENTS.open(newline="") as file:
+        return {tuple(line[name] for name in SAME) for line in csv.DictReader(file)}
+
+
+def main(only: tuple[str, ...] = ()) -> None:
     """Measure all rows, or those whose name contains one of `only`."""
-    rows = list(all_rows())
-    wanted = [row for row in rows if not only or any(word in row.name for word in only)]
+    known = finished()
     jobs = []
-    for row in wanted:
+    for row in all_rows():
+        if only and not any(word in row.name for word in only):
+            continue
+        same = conditions(row)
         for i in range(row.runs):
-            flags = f"{row.flags} --seed {row.first_seed + i * row.agents}"
-            if row.agents > 1:
-                flags += f" --num-seeds {row.agents}"
-            jobs.append((row, flags, folder_of(row.script, flags)))
-    cores = [str(core) for core in sorted(os.sched_getaffinity(0))[:2]]
-    free = list(cores)
+            seed = row.first_seed + i * row.agents
+            if tuple(str((same | {"seed": seed})[name]) for name in SAME) not in known:
+                jobs.append((row, seed))
+    free = [str(core) for core in os.sched_getaffinity(0)]
 
     def one(job):
-        row, flags, folder = job
-        if (folder / "record.json").exists():
-            return
         core = free.pop()
         try:
-            run(row.script, flags, folder, core)
+            lines = run(*job, core)
         finally:
             free.append(core)
-        mean = np.mean([x["mean"] for x in agents_of(row, folder)])
-        print(f"{row.name}: {flags.split('--seed')[1]}: {mean:.1f}", flush=True)
+        mean = np.mean([line["mean"] for line in lines])
+        print(f"{job[0].name}: {job[1]}: {mean:.1f}", flush=True)
 
-    with ThreadPoolExecutor(len(cores)) as pool:
+    print(f"{len(jobs)} runs", flush=True)
+    with ThreadPoolExecutor(len(free)) as pool:
         list(pool.map(one, jobs))
-    write(rows)
-
-
-def write(rows):
-    """agents.csv, from all runs that are there for the code as it is; and versions.txt."""
-    lines = []
-    for row in rows:
-        for i in range(row.runs):
-            flags = f"{row.flags} --seed {row.first_seed + i * row.agents}"
-            if row.agents > 1:
-                flags += f" --num-seeds {row.agents}"
-            folder = folder_of(row.script, flags)
-            if (folder / "record.json").exists():
-                lines += agents_of(row, folder)
-    with AGENTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(lines)
-    text = "# The versions that the results were measured with: pip install -r requirements.txt -c "
-    text += "results/versions.txt\n"
-    for name in PACKAGES:
-        text += f"{name}=={version(name)}\n"
-    VERSIONS.write_text(text)
 
 
 if __name__ == "__main__":

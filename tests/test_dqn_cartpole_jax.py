@@ -1,33 +1,52 @@
 """What would break for a user of dqn_cartpole_jax.py."""
 
+import json
+import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import common
 import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from common import Story, assert_adam_step, assert_close, two_networks
+from common import PLAIN, SWITCHES, Story, assert_close, same
 
 import dqn_cartpole_jax as dqn
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = dqn.Args(total_timesteps=6_400, buffer_size=6_400, eval_episodes=10)
+SMALL = dqn.Args(total_timesteps=3_200, buffer_size=3_200, eval_episodes=10)
+KEY = jax.random.key(0)
 
 
-def one_agent(args):
-    return jax.tree.map(lambda x: x[0], dqn.init_agents(args))
+def run_steps(args, steps):
+    """A new agent after some joint steps, and the logs."""
+    return jax.jit(partial(dqn.run_chunk, args, steps=steps))(dqn.init_agent(args, KEY))
 
 
+def one_by_one(args, steps):
+    """The Learners before and after each joint step."""
+    agent = dqn.init_agent(args, KEY)
+    _, draws = dqn.draw(args, jax.random.key(1), steps)
+    joint_step = jax.jit(partial(dqn.joint_step, args))
+    learners = [agent.learner]
+    for t in range(steps):
+        agent, _ = joint_step(agent, jax.tree.map(lambda x: x[t], draws))
+        learners.append(agent.learner)
+    return learners
+
+
+# ---------- Environment
 @pytest.mark.parametrize("cart", range(3))
 def test_the_environment_is_gymnasiums(cart):
     """Cart 0 is balanced until the time limit, the others are pushed at random until they fall."""
     rng = np.random.default_rng(cart)
-    step = jax.jit(partial(dqn.step, jax.random.key(0)))
+    step = jax.jit(partial(dqn.step, KEY))
     env = gymnasium.make("CartPole-v1")
     env.reset(seed=cart)
     time = 0
@@ -49,44 +68,86 @@ def test_the_environment_is_gymnasiums(cart):
     assert gymnasium.spec("CartPole-v1").reward_threshold == dqn.SOLVED_RETURN
 
 
+def test_the_cart_may_not_leave_the_track():
+    step = partial(dqn.step, KEY)
+    for position, ended in ((2.39, False), (2.41, True), (-2.39, False), (-2.41, True)):
+        _, _, terminated, _ = step(dqn.EnvState(jnp.array([position, 0.0, 0.0, 0.0]), 0), 0)
+        assert terminated == ended
+
+
+def test_episodes_start_as_gymnasiums():
+    """Four numbers, uniform between -0.05 and 0.05."""
+    state = jax.vmap(dqn.reset)(jax.random.split(KEY, 1_000))
+    assert_close(state.obs.min(axis=0), np.full(4, -0.05), 1e-3)
+    assert_close(state.obs.max(axis=0), np.full(4, 0.05), 1e-3)
+    assert np.abs(np.corrcoef(state.obs.T) - np.eye(4)).max() < 0.15
+    assert not np.any(state.time)
+
+
 # ---------- Replay buffer
 @pytest.mark.parametrize("n_step", [1, 3])
 @pytest.mark.parametrize("buffer_size", [7, 8])
 def test_batches_hold_every_transition_of_the_ring_and_no_other(n_step, buffer_size):
-    """After each step of the story; 512 draws from at most 8 places miss none."""
+    """After each step of the story; 512 draws from at most 4 rows of 2 miss none."""
     story = Story()
     args = dqn.Args(num_envs=2, n_step=n_step, buffer_size=buffer_size, batch_size=512, gamma=0.9)
-    zeros = jnp.zeros(buffer_size)
-    obs = jnp.zeros((buffer_size, 4))
-    buffer = dqn.Transition(obs, zeros.astype(int), zeros, zeros, obs, zeros.astype(bool))
+    rows = buffer_size // 2
+    buffer = dqn.init_agent(args, KEY).buffer
+    assert buffer.obs.shape == (rows, 2, 4)
     add = jax.jit(dqn.add)
     sample = jax.jit(partial(dqn.sample, args))
     for t in range(12):
         discount = np.float32(0.9) * ~story.terminated[t]
         new = [x[t] for x in (story.obs, story.action, story.reward)]
         new = dqn.Transition(*new, discount, story.next_obs[t], story.ended[t])
-        buffer = add(buffer, 2 * t, new)
-        batch = sample(jax.random.key(t), buffer, 2 * (t + 1))
+        buffer = add(buffer, t, new)
+        noise = jax.random.uniform(jax.random.key(t), (2, 512))
+        batch = sample(noise, buffer, t + 1)
         drawn = np.column_stack([np.float64(x) for x in batch[:5]])
         expected = []
-        for number in range(max(0, 2 * (t + 1) - buffer_size), 2 * (t + 1)):
-            expected.append(story.transition(number // 2, number % 2, n_step, 0.9, newest=t))
+        for first in range(max(0, t + 1 - rows), t + 1):
+            for env in range(2):
+                expected.append(story.transition(first, env, n_step, 0.9, newest=t))
         order = np.unique(drawn.round(4), axis=0)
         assert_close(order, np.unique(np.array(expected).round(4), axis=0), 2e-4)
+
+
+def test_draws_are_uniform_and_stay_in_the_buffer():
+    args = dqn.Args(num_envs=3, buffer_size=12, batch_size=20_000, n_step=1)
+    buffer = dqn.init_agent(args, KEY).buffer
+    buffer = buffer._replace(reward=jnp.arange(12.0).reshape(4, 3))
+    noise = jax.random.uniform(KEY, (2, 20_000))
+    counts = np.bincount(dqn.sample(args, noise, buffer, 9).reward.astype(int), minlength=12)
+    assert_close(counts / 20_000, np.full(12, 1 / 12), 0.01)
+    for edge in (0.0, np.nextafter(np.float32(1), np.float32(0))):
+        corner = dqn.sample(args, jnp.full((2, 20_000), edge), buffer, 4).reward[0]
+        # The newest row and the first environment, or the oldest row and the last.
+        assert corner == (9 if edge == 0 else 2)
+
+
+# ---------- The loop
+def test_a_new_agent():
+    args = dqn.Args(num_envs=4, buffer_size=160, hidden_sizes=(8,))
+    agent = dqn.init_agent(args, KEY)
+    other = dqn.init_agent(args, jax.random.key(1))
+    assert agent.joint_steps == 0 and np.all(agent.ended) and not np.any(agent.returns)
+    assert same(agent.learner.params, agent.learner.target_params)
+    assert not same(agent.learner.params["w0"], other.learner.params["w0"])
+    assert agent.learner.params["w1"].shape == (8, 2)
+    assert not any(np.any(x) for x in agent.buffer)
 
 
 def test_the_loop_stores_what_happened(monkeypatch):
     """Forty steps of four carts with a time limit of 12: some fall, some run out of time."""
     monkeypatch.setattr(dqn, "MAX_STEPS", 12)
     args = dqn.Args(num_envs=4, buffer_size=160, gamma=0.5)
-    loop = partial(jax.lax.scan, partial(dqn.joint_step, args), length=40)
-    agent, (ended, returns, _) = jax.jit(loop)(one_agent(args))
-    in_steps = partial(jax.tree.map, lambda x: np.asarray(x).reshape(40, 4, *x.shape[1:]))
-    obs, action, reward, discount, next_obs, stored = in_steps(agent.buffer)
+    agent, (ended, returns, loss, q_size, reward_size) = run_steps(args, 40)
+    obs, action, reward, discount, next_obs, stored = jax.tree.map(np.asarray, agent.buffer)
     assert np.all((stored == ended) & (reward == 1))
+    assert np.all(reward_size == 1) and np.all(loss > 0)
+    step = jax.jit(jax.vmap(partial(dqn.step, KEY)))
     time = np.zeros(4, int)
     for t in range(40):
-        step = jax.vmap(partial(dqn.step, jax.random.key(0)))
         state, _, terminated, truncated = step(dqn.EnvState(obs[t], time), action[t])
         assert_close(next_obs[t], state.obs, 1e-6)
         assert np.all(ended[t] == (terminated | truncated))
@@ -95,20 +156,48 @@ def test_the_loop_stores_what_happened(monkeypatch):
         time = np.where(ended[t], 0, time + 1)
         if t < 39:
             assert np.all(obs[t + 1][~ended[t]] == next_obs[t][~ended[t]])
-            assert np.abs(obs[t + 1][ended[t]]).max(initial=0) <= 0.05
+            starts = obs[t + 1][ended[t]]
+            assert np.abs(starts).max(initial=0) <= 0.05 and np.all(starts != 0)
+    assert np.abs(obs[0]).max() <= 0.05 and np.all(obs[0] != 0)
     assert np.any(discount == 0) and np.any(ended & (discount > 0))
+    assert agent.joint_steps == 40
+    first_q = common.numpy_q(dqn.init_agent(args, KEY).learner.params, obs[0] / dqn.OBS_SCALE)
+    assert q_size[0] == pytest.approx(np.abs(first_q).mean(), rel=1e-3)
 
 
-def test_epsilon_falls_and_stays():
+def test_the_buffer_holds_the_newest_rows():
+    """After 25 joint steps in 10 rows, the oldest is step 15, in row 5."""
+    args = dqn.Args(num_envs=2, buffer_size=20, end_e=1.0)
+    whole, _ = run_steps(replace(args, buffer_size=50), 25)
+    agent, _ = run_steps(args, 25)
+    newest = np.roll(np.asarray(agent.buffer.obs), -5, axis=0)
+    assert_close(newest, np.asarray(whole.buffer.obs[15:]))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_epsilon_falls_and_stays(fraction):
     """Weights of 0 make action 0 greedy, so the mean action is half of epsilon."""
     args = dqn.Args(num_envs=10_000, total_timesteps=1_000_000, end_e=0.2, buffer_size=10_000)
-    agent = one_agent(args)
+    args = replace(args, exploration_fraction=fraction)
+    agent = dqn.init_agent(args, KEY)
     learner = agent.learner._replace(params=jax.tree.map(jnp.zeros_like, agent.learner.params))
-    agent = agent._replace(learner=learner)
+    _, draws = dqn.draw(args, KEY, 1)
     joint_step = jax.jit(partial(dqn.joint_step, args))
     for env_steps, epsilon in ((0, 1.0), (250_000, 0.6), (500_000, 0.2), (900_000, 0.2)):
-        after, _ = joint_step(agent._replace(env_steps=env_steps), None)
+        if fraction == 0 and env_steps:
+            epsilon = 0.2
+        agent = agent._replace(learner=learner, joint_steps=env_steps // 10_000)
+        after, _ = joint_step(agent, jax.tree.map(lambda x: x[0], draws))
         assert_close(after.buffer.action.mean(), epsilon / 2, 0.02)
+
+
+def test_greedy_actions_are_the_best_of_the_network():
+    args = dqn.Args(num_envs=50, end_e=0.0, exploration_fraction=0.0, learning_rate=1e-9)
+    agent, _ = run_steps(args, 10)
+    obs = np.asarray(agent.buffer.obs[1:10]).reshape(450, 4)
+    best = common.numpy_q(agent.learner.params, obs / dqn.OBS_SCALE).argmax(axis=1)
+    assert np.mean(best == np.asarray(agent.buffer.action[1:10]).ravel()) > 0.98
+    assert 0 < best.mean() < 1
 
 
 def test_every_environment_and_step_has_random_numbers_of_its_own(monkeypatch):
@@ -119,63 +208,208 @@ def test_every_environment_and_step_has_random_numbers_of_its_own(monkeypatch):
         return dqn.EnvState(obs, state.time + 1), jnp.array([2]), obs[0] < 0.3, False
 
     monkeypatch.setattr(dqn, "step", step)
-    args = dqn.Args(num_envs=4, buffer_size=80)
-    loop = partial(jax.lax.scan, partial(dqn.joint_step, args), length=20)
-    agent, (ended, returns, _) = jax.jit(loop)(one_agent(args))
-    for x in (agent.buffer.obs, agent.buffer.next_obs):
-        assert len(np.unique(x[:, 0])) == 80
-    assert np.all(agent.buffer.reward == 2)
+    args = dqn.Args(num_envs=4, buffer_size=160)
+    run_chunk = jax.jit(partial(dqn.run_chunk, args, steps=20))
+    agent, (ended, returns, *_) = run_chunk(dqn.init_agent(args, KEY))
     assert np.all(returns[1:][ended[:-1]] == 2)
+    agent, _ = run_chunk(agent)  # the next chunk has other numbers
+    for x in (agent.buffer.obs, agent.buffer.next_obs):
+        assert len(np.unique(x.reshape(160, 4)[:, 0])) == 160
+    assert np.all(agent.buffer.reward == 2)
     assert np.all(dqn.evaluate(args, jax.tree.map(lambda x: x[None], agent.learner.params)) >= 2)
 
 
-def test_an_update_is_a_step_of_adam_on_the_squared_error():
-    """Against NumPy; truncated steps bootstrap."""
-    args = dqn.Args(learning_rate=0.02, tau=0.25, batch_size=24)
+# ---------- Learning
+@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+def test_updates_by_hand(switches):
+    """Each switch on, the others off; and all on. The last transition of 24 is truncated."""
+    args = dqn.Args(**PLAIN | switches, learning_rate=0.02, batch_size=24, n_step=1)
+    args = replace(args, num_envs=5, total_timesteps=25, learning_starts=5)  # 4 updates
     story = Story()
-    networks = two_networks(dqn, (4, 6, 2))
 
     def q(params, obs):
-        hidden = obs / np.array([2.4, 2, 0.2095, 2]) @ params["w0"].T + params["b0"][:, 0]
-        return np.maximum(hidden, 0) @ params["w1"].T + params["b1"][:, 0]
+        return common.numpy_q(params, obs / np.array([2.4, 2, 0.2095, 2]))
 
-    def loss_of(params):
-        next_q = q(networks[1], story.next_obs).max(axis=-1)
+    def loss_with(_, target_params):
+        next_q = q(target_params, story.next_obs).max(axis=-1)
         y = story.reward + 0.9 * np.where(story.terminated, 0, next_q)
-        chosen = np.take_along_axis(q(params, story.obs), story.action[..., None], -1)[..., 0]
-        return np.mean((y - chosen) ** 2)
+
+        def loss_of(params):
+            chosen = np.take_along_axis(q(params, story.obs), story.action[..., None], -1)
+            return np.mean((y - chosen[..., 0]) ** 2)
+
+        return loss_of
 
     discount = np.float32(0.9) * ~story.terminated
     batch = story.obs, story.action, story.reward, discount, story.next_obs, story.ended
     batch = dqn.Transition(*(x.reshape(24, *x.shape[2:]) for x in batch))
-    adam = dqn.optax.adam(args.learning_rate)
-    assert_adam_step(dqn, adam, partial(dqn.update, args), batch, networks, loss_of)
+    update = jax.jit(partial(dqn.update, args))
+    learner = common.random_learner(dqn, args, (4, 6, 5, 2))
+    common.assert_updates_by_hand(
+        args, learner, lambda learner, due: update(learner, batch, due), loss_with, 4
+    )
 
 
-# ---------- Runs
+@pytest.mark.parametrize("num_envs, frequency", [(4, 12), (4, 10), (4, 3), (7, 20)])
+def test_the_target_network_is_copied_when_it_is_due(num_envs, frequency):
+    """At the first update at or after each multiple of the frequency, exactly, and at no other."""
+    args = dqn.Args(num_envs=num_envs, hidden_sizes=(8,), total_timesteps=1_000)
+    args = replace(args, tau=1.0, target_network_frequency=frequency, learning_starts=30)
+    learners = one_by_one(args, 30)
+    update_steps = []
+    copied = set()
+    for t, (before, after) in enumerate(zip(learners[:-1], learners[1:], strict=True), 1):
+        if not same(before.params, after.params):
+            update_steps.append(t * num_envs)
+        if not same(before.target_params, after.target_params):
+            assert same(after.target_params, after.params)
+            copied.add(t * num_envs)
+    assert min(update_steps) == 30 // num_envs * num_envs + num_envs
+    assert copied == common.moves_due(frequency, update_steps) & set(update_steps)
+
+
+def test_the_learning_rate_falls_to_0_from_the_first_update_on():
+    args = dqn.Args(num_envs=4, total_timesteps=80, learning_starts=40, hidden_sizes=(8,))
+    for anneal_lr, last in ((True, 0.1), (False, 1.0)):
+        learners = one_by_one(replace(args, anneal_lr=anneal_lr), 20)
+        rates = []
+        for before, after in zip(learners[10:-1], learners[11:], strict=True):
+            rates.append(common.learning_rate_of(before, after))
+        assert_close(np.array(rates), 0.01 * np.linspace(1, last, 10), 1e-3)
+
+
+def test_weights_at_the_start():
+    """Uniform, with variance 2 / in; biases are 0; no two layers share numbers."""
+    params = dqn.init_params(KEY, (300, 400, 200, 3), layer_norm=False)
+    assert sorted(params) == ["b0", "b1", "b2", "w0", "w1", "w2"]
+    for name, n_in in (("w0", 300), ("w1", 400), ("w2", 200)):
+        bound = (6 / n_in) ** 0.5
+        w = np.asarray(params[name])
+        assert w.max() == pytest.approx(bound, rel=0.01)
+        assert w.min() == pytest.approx(-bound, rel=0.01)
+        assert w.mean() == pytest.approx(0, abs=bound / 20)
+        assert w.std() == pytest.approx((2 / n_in) ** 0.5, rel=0.05)
+        assert params[f"b{name[1]}"].shape == w.shape[1:]
+        assert not np.any(params[f"b{name[1]}"])
+    shared = np.corrcoef(params["w0"].ravel()[:600], params["w1"].ravel()[:600])[0, 1]
+    assert abs(shared) < 0.2
+    assert "layer_norm" in dqn.init_params(KEY, (4, 8, 2), layer_norm=True)
+
+
+def test_rows_are_normalized():
+    x = np.random.default_rng(0).normal(3, 2, (5, 40))
+    expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    assert_close(dqn.normalize(x), expected, 1e-9)
+    tiny = np.array([[0.002, -0.002]])
+    assert_close(dqn.normalize(tiny), tiny / np.sqrt(4e-6 + 1e-5), 1e-9)
+
+
+# ---------- Agents side by side
+MAPPED = {
+    "learning_rate": {"learning_rate": [1e-4, 1e-3, 1e-2, 3e-2]},
+    "five settings": {
+        "learning_rate": [1e-4, 1e-3, 1e-2, 3e-2],
+        "gamma": [0.9, 0.95, 0.99, 1.0],
+        "tau": [0.01, 0.1, 0.5, 1.0],
+        "end_e": [0.0, 0.1, 0.2, 0.5],
+        "exploration_fraction": [0.1, 0.2, 0.5, 1.0],
+    },
+}
+
+
+@pytest.mark.parametrize("settings", MAPPED.values(), ids=MAPPED)
+def test_settings_may_be_mapped_from_outside(settings):
+    """Four learning rates in one vmap give what four separate runs give."""
+    args = dqn.Args(num_envs=4, total_timesteps=160, hidden_sizes=(8,), buffer_size=160)
+
+    def train(changes):
+        own = replace(args, **changes)
+        agent, (ended, returns, *_) = dqn.run_chunk(own, dqn.init_agent(own, KEY), 40)
+        return agent.learner, agent.buffer.discount, ended, returns
+
+    together = jax.jit(jax.vmap(train))({name: jnp.array(x) for name, x in settings.items()})
+    for k in range(4):
+        alone = jax.jit(partial(train, {name: x[k] for name, x in settings.items()}))()
+        assert_close(jax.tree.map(lambda x: x[k], together), alone, 1e-3)
+    assert not same(together[0].params["w0"][0], together[0].params["w0"][3])
+
+
+def run_in_a_process(code):
+    """What the code prints. A process of its own: JAX does not change its devices later."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
 def test_seeds_trained_together_are_the_seeds_trained_alone(tmp_path):
-    """Six seeds on four devices use three of them."""
-    code = f"""
-import jax, numpy as np, dqn_cartpole_jax as dqn
-jax.config.update("jax_num_cpu_devices", 4)
-args = dqn.{replace(SMALL, seed=5, num_seeds=6)}
-params = dqn.init_agents(args).learner.params
-assert jax.device_count() == 4 and len(params["w0"].sharding.device_set) == 3
-params, episodes, _ = dqn.train(args)
-np.savez({str(tmp_path / "together.npz")!r}, episodes=episodes, **params)"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=ROOT)
-    together = dict(np.load(tmp_path / "together.npz"))
-    episodes = together.pop("episodes")
+    """Six seeds, through main; with four cores, three share them equally."""
+    args = replace(SMALL, seed=5, num_seeds=6, output_dir=str(tmp_path / "run"))
+    run_in_a_process(f"""
+import os, jax, dqn_cartpole_jax as dqn
+from dqn_cartpole_jax import Args
+os.sched_getaffinity = lambda process: {{0, 1, 2, 3}}
+os.cpu_count = lambda: 4
+assert dqn.main({args}) == 0
+assert jax.device_count() == 4
+params = dqn.init_agents({args}).learner.params
+assert len(params["w0"].sharding.device_set) == 3""")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [agent["seed"] for agent in summary["seeds"]] == [5, 6, 7, 8, 9, 10]
+    together = dqn.load_model(tmp_path / "run" / "model.npz")
+    episodes = np.genfromtxt(tmp_path / "run" / "returns.csv", delimiter=",", skip_header=1)
     for k in range(6):
         params, alone, _ = dqn.train(replace(SMALL, seed=5 + k))
         assert_close({name: x[k : k + 1] for name, x in together.items()}, params, 0.02)
-        assert_close(episodes[episodes[:, 2] == 5 + k][:100], alone[:100])
+        assert_close(episodes[episodes[:, 2] == 5 + k][:50], alone[:50])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux assigns cores")
+def test_devices_are_the_cores_that_the_process_may_use():
+    """As with `taskset -c 0`."""
+    args = replace(SMALL, num_seeds=2, eval_episodes=1)
+    printed = run_in_a_process(f"""
+import os
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
+import jax, dqn_cartpole_jax as dqn
+from dqn_cartpole_jax import Args
+assert dqn.main({args}) == 0
+print(jax.device_count(), "device")""")
+    assert printed.endswith("\n1 device\n")
+
+
+# ---------- Runs
+def test_a_run_of_several_chunks():
+    """1,000 joint steps are two calls. The episodes' steps and returns add up."""
+    args = dqn.Args(num_envs=2, total_timesteps=2_000, num_seeds=2, seed=3, buffer_size=2_000)
+    params, episodes, counts = dqn.train(args)
+    assert counts["env_steps"] == 2_000 and not counts["interrupted"]
+    assert set(episodes[:, 2]) == {3, 4}
+    for seed in (3, 4):
+        ends, returns = episodes[episodes[:, 2] == seed, :2].T
+        assert np.all(np.diff(ends) >= 0) and np.all(ends % 2 == 0)
+        # What is missing is in the two last episodes, which have not ended.
+        assert 0 <= 2_000 - returns.sum() < 1_000
+        assert 1_000 < ends[-1] <= 2_000
+        assert returns.min() >= 8
+    assert params["w0"].shape == (2, 4, 64)
+
+
+def test_ended_episodes_by_hand():
+    """Two agents, three joint steps, two environments; 100 steps came before."""
+    ended = np.zeros((2, 3, 2), bool)
+    ended[0, 1, 0] = True
+    ended[1, 2, 1] = True
+    returns = np.arange(12.0).reshape(2, 3, 2)
+    args = dqn.Args(num_envs=2, num_seeds=2, seed=7)
+    episodes = dqn.ended_episodes(args, (ended, returns, None), 100)
+    assert_close(episodes, np.array([[104.0, 2.0, 7.0], [106.0, 11.0, 8.0]]))
 
 
 def test_ctrl_c_returns_the_last_chunk(monkeypatch):
-    """In chunk 4 of 8: what a run of three chunks returns, as epsilon stays 1 in both."""
-    args = replace(dqn.Args(), end_e=1.0)
-    whole = dqn.train(replace(args, total_timesteps=96_000))
+    """In chunk 4 of 8: what a run of three chunks returns, as no schedule differs."""
+    args = dqn.Args(total_timesteps=128_000, end_e=1.0, anneal_lr=False)
+    whole = dqn.train(replace(args, total_timesteps=48_000))
     results = [jax.device_get] * 3
 
     def interrupted_get(tree):
@@ -186,8 +420,110 @@ def test_ctrl_c_returns_the_last_chunk(monkeypatch):
     monkeypatch.setattr(jax, "device_get", interrupted_get)
     params, episodes, counts = dqn.train(args)
     assert_close((params, episodes), whole[:2])
-    assert counts["env_steps"] == whole[2]["env_steps"] == 96_000
+    assert counts["env_steps"] == whole[2]["env_steps"] == 48_000
     assert counts["interrupted"] and not whole[2]["interrupted"]
+    assert dqn.main(args) == 130  # before the first chunk is done
+
+
+def test_memory_grows_with_episodes_only(monkeypatch):
+    """Of all that came from the device, only the weights of the last chunk are kept."""
+    device_get = jax.device_get
+    seen = []
+
+    def watched_get(tree):
+        result = device_get(tree)
+        seen.append([weakref.ref(x) for x in jax.tree.leaves(result)])
+        return result
+
+    monkeypatch.setattr(jax, "device_get", watched_get)
+    args = dqn.Args(num_envs=1, total_timesteps=2_000, buffer_size=500)
+    params, episodes, counts = dqn.train(args)
+    assert len(seen) == 4  # chunks
+    for arrays in seen[:-1]:
+        assert all(array() is None for array in arrays)
+    assert sum(array() is not None for array in seen[-1]) <= len(params)
+    assert episodes.shape[1] == 3 and len(episodes) < 2_000 / 8
+    assert all(np.ndim(x) == 0 for x in counts.values())
+
+
+def test_a_few_steps_without_jit_give_the_same(monkeypatch):
+    """As with JAX_DISABLE_JIT=1, so that a debugger can stop anywhere."""
+    monkeypatch.setattr(dqn, "MAX_STEPS", 20)
+    args = dqn.Args(num_envs=2, total_timesteps=16, batch_size=4, eval_episodes=1)
+    expected, episodes, _ = dqn.train(args)
+    with jax.disable_jit():
+        params, same_episodes, _ = dqn.train(args)
+        returns = dqn.evaluate(args, params)
+    assert_close((params, same_episodes), (expected, episodes), 1e-4)
+    assert_close(returns, dqn.evaluate(args, params))
+
+
+def test_stepping_through_joint_step_by_hand():
+    """The recipe above joint_step gives what run_chunk gives."""
+    args = dqn.Args(num_envs=2)
+    agent = dqn.init_agent(args, jax.random.key(1))
+    expected, _ = dqn.run_chunk(args, agent._replace(key=jax.random.key(2)), 10)
+    _, draws = dqn.draw(args, jax.random.key(2), 10)
+    for one in zip(*draws, strict=True):
+        agent, _ = dqn.joint_step(args, agent, dqn.Draws(*one))
+    assert_close(agent.learner.params, expected.learner.params, 1e-4)
+
+
+def test_a_diverged_run_warns_and_names_the_learning_rate(capsys):
+    """The loss is finite, but |Q| is far above what rewards of 1 allow."""
+    args = replace(SMALL, learning_rate=10.0, anneal_lr=False, eval_episodes=1)
+    assert dqn.main(args) == 0
+    assert "--learning-rate" in capsys.readouterr().err
+    assert dqn.main(SMALL) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("q_size, warned", [(199.0, False), (201.0, True)])
+def test_the_warning_comes_at_twice_what_rewards_allow(q_size, warned, capsys):
+    """Rewards of at most 1 and gamma 0.99 allow 100. Earlier sizes don't count."""
+    ended = np.ones((1, 2, 1), bool)
+    sizes = np.array([[500.0, q_size]])
+    logs = ended, np.ones((1, 2, 1)), np.zeros((1, 2)), sizes, np.ones((1, 2))
+    dqn.report(dqn.Args(gamma=0.99), logs, 100, 1.0)
+    assert ("warning" in capsys.readouterr().err) == warned
+
+
+# ---------- Evaluation
+def test_evaluation_by_gymnasium():
+    """Always to the right, from the starts that `evaluate` plays; one agent, and its opposite."""
+    sizes = {"w0": (4, 8), "b0": (8,), "w1": (8, 2), "b1": (2,)}
+    params = {name: np.zeros((2, *shape), np.float32) for name, shape in sizes.items()}
+    params["b1"][0] = [0, 1]
+    params["b1"][1] = [1, 0]
+    returns = dqn.evaluate(SMALL, params)
+    env = gymnasium.make("CartPole-v1").unwrapped
+    for k, action in enumerate([1, 0]):
+        for episode in range(10):
+            key, _ = jax.random.split(jax.random.key(2**31 + episode))
+            env.reset()
+            env.state = np.array(dqn.reset(key).obs)
+            total = 0
+            terminated = False
+            while not terminated:
+                _, reward, terminated, _, _ = env.step(action)
+                total += reward
+            assert returns[k, episode] == total
+    assert len(np.unique(returns)) > 2
+
+
+def test_solved_is_a_mean_of_475(capsys):
+    returns = np.array([[475.0, 475.0], [500.0, 449.0]])
+    agents = dqn.summarize(dqn.Args(seed=3), returns)
+    assert agents[1] == {
+        "seed": 4,
+        "eval_return_mean": 474.5,
+        "eval_return_std": 25.5,
+        "eval_return_min": 449.0,
+        "eval_episodes": 2,
+        "solved": False,
+    }
+    assert agents[0]["solved"] and agents[0]["seed"] == 3
+    assert "4 greedy episodes: mean 474.8" in capsys.readouterr().out
 
 
 def test_a_kept_model_balances_gymnasiums_pole(tmp_path):
@@ -202,5 +538,3 @@ def test_a_kept_model_balances_gymnasiums_pole(tmp_path):
             action = int(dqn.q_values(params, obs[None]).argmax())
             obs, _, _, _, info = env.step(action)
         assert info["episode"]["r"] >= 400
-    always_right = kept | {"w1": 0 * kept["w1"], "b1": np.float32([[[0], [1]]])}
-    assert set(dqn.evaluate(SMALL, always_right)[0]) <= {8, 9, 10, 11}

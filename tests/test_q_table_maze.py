@@ -134,7 +134,7 @@ def learn_by_hand(args, maze, noise):
 @pytest.mark.parametrize("slip", [0.0, 0.4])
 @pytest.mark.parametrize("method", ["table", "network"])
 def test_a_chunk_of_training_by_hand(slip, method):
-    """600 steps with the same random numbers; values that differ in every greedy choice."""
+    """600 steps with the same random numbers."""
     args = Args(board="4x4", slip_prob=slip, method=method, max_episode_steps=7, gamma=0.8)
     maze = read_board("4x4")
     noise = np.random.default_rng(0).random((600, 4), np.float32)
