@@ -36,8 +36,8 @@ dqn_lunarlander.py has Double DQN, which does.
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
 
 InvertedPendulum-v5 gives 4 numbers (position and velocity of a cart and of a pole on it) and takes
-a force on the cart, from -3 to 3. Each step pays 1 until the pole leans too far, at most 1000. It is
-solved if the mean return of 100 greedy episodes is at least 950 (Gymnasium's threshold).
+a force on the cart, from -3 to 3. Each of at most 1000 steps pays 1, until the pole leans too far.
+It is solved if the mean return of 100 greedy episodes is at least 950 (Gymnasium's threshold).
 Pendulum-v1 gives 3 numbers and takes a torque from -2 to 2; the reward is negative until the
 pendulum is still at the top. It has no threshold. Returns are not discounted, Q is.
 @MEASURED@

@@ -260,6 +260,9 @@ def main(only: tuple[str, ...] = ()) -> None:
         mean = np.mean([line["mean"] for line in lines])
         print(f"{job[0].name}: {job[1]}: {mean:.1f}", flush=True)
 
+    with open(ROOT / "results" / "versions.txt", "w") as file:
+        print(f"# What Python {platform.python_version()} measured with, for pip's -c", file=file)
+        print(*(f"{name}=={version(name)}" for name in PACKAGES), sep="\n", file=file)
     print(f"{len(jobs)} runs", flush=True)
     with ThreadPoolExecutor(len(free)) as pool:
         list(pool.map(one, jobs))
