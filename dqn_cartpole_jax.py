@@ -161,8 +161,8 @@ def init_params(key, sizes, layer_norm):
         params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
         params[f"b{i}"] = jnp.zeros(n_out, np.float32)
     if layer_norm:
-        # An empty array: that it is there tells q_values, and whoever loads a model, to normalize.
-        params["layer_norm"] = jnp.zeros(0, np.float32)
+        # Its presence tells q_values to normalize, so a saved model remembers. The number is unused.
+        params["layer_norm"] = jnp.ones(1, np.float32)
     return params
 
 
@@ -408,7 +408,9 @@ def train(args):
     started = time.time()
     agents = init_agents(args)
     joint_steps = args.total_timesteps // args.num_envs
-    chunks = max(1, joint_steps // 500)  # Python is back after each chunk, and can print
+    # Chunks of 500 to 1,000 joint steps, as many as leave no rest. Python prints in between.
+    most = max(1, joint_steps // 500)
+    chunks = min(range((most + 1) // 2, most + 1), key=lambda n: joint_steps % n)
     chunk_steps = joint_steps // chunks
     # Donated: the new agents overwrite the old ones in memory.
     run_chunks = jax.jit(

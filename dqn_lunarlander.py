@@ -210,8 +210,8 @@ def init_params(key, sizes, layer_norm):
         params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
         params[f"b{i}"] = jnp.zeros(n_out, np.float32)
     if layer_norm:
-        # An empty array: that it is there tells q_values, and whoever loads a model, to normalize.
-        params["layer_norm"] = jnp.zeros(0, np.float32)
+        # Its presence tells q_values to normalize, so a saved model remembers. The number is unused.
+        params["layer_norm"] = jnp.ones(1, np.float32)
     return params
 
 

@@ -19,6 +19,11 @@ def same(ours, expected):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, ours, expected)))
 
 
+def row(tree, k):
+    """Row k of each array."""
+    return jax.tree.map(lambda x: x[k], tree)
+
+
 # ---------- An update by hand
 # DQN as published, as far as an update knows it. Each case turns something on.
 PLAIN = {"layer_norm": False, "anneal_lr": False, "tau": 1.0, "target_network_frequency": 500}
@@ -128,11 +133,15 @@ def learning_rate_of(before, after):
     return moved.flat[largest] / direction.flat[largest]
 
 
-def moves_due(frequency, update_steps):
-    """The environment steps of the first update at or after each multiple of the frequency."""
+def moves_due(frequency, update_steps, interval):
+    """The environment steps of the first update at or after each multiple of the frequency.
+
+    Multiples that come more than an interval before the first update don't count.
+    """
     due = set()
     for multiple in range(frequency, max(update_steps) + 1, frequency):
-        due.add(min(step for step in update_steps if step >= multiple))
+        if multiple > min(update_steps) - interval:
+            due.add(min(step for step in update_steps if step >= multiple))
     return due
 
 
