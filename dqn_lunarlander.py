@@ -210,7 +210,7 @@ def init_params(key, sizes, layer_norm):
         params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
         params[f"b{i}"] = jnp.zeros(n_out, np.float32)
     if layer_norm:
-        # Its presence tells q_values to normalize, so a saved model remembers. The number is unused.
+        # That it is there tells q_values to normalize, also in a saved model. The 1 is not used.
         params["layer_norm"] = jnp.ones(1, np.float32)
     return params
 
@@ -236,7 +236,7 @@ def normalize(x):
     size while the weights grow, which allows large learning rates and several layers.
     """
     n = x.shape[1]
-    x = x - x.sum(axis=1, keepdims=True) / n  # in NumPy, mean() would take twice as long
+    x = x - x.sum(axis=1, keepdims=True) / n  # NumPy's mean() makes acting 1.3 times as long
     return x / ((x * x).sum(axis=1, keepdims=True) / n + 1e-5) ** 0.5
 
 
