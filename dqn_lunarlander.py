@@ -113,54 +113,15 @@ class BadRun(RuntimeError):
 
 
 # ---------- Environment
-MAX_EVAL_STEPS = 100_000
-API = "reset(seed=...) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
-BOX2D = "On Debian: apt install build-essential python3-dev swig; then pip install gymnasium[box2d]"
-UNEVEN = "some observations are 100 times others: try gymnasium.wrappers.NormalizeObservation"
-ENDLESS = f"""without a time limit, an episode of {MAX_EVAL_STEPS:,} steps stops the evaluation; use
-gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit"""
-
-
-def make_env(args):
-    """The environment of args.env_id, as Gymnasium makes it."""
-    options = {"render_mode": "rgb_array"} if args.capture_video else {}
-    try:
-        return gymnasium.make(args.env_id, **options)
-    except Exception as error:
-        if "Box2D" in str(error):  # under Python 3.14, it has to be compiled
-            error.args = (f"{error}. {BOX2D}",)
-        refuse(error, "env_id")
-
-
-def refuse(error, what):
-    """Raise BadInput if an error comes from Gymnasium or from this file.
-
-    An error in the environment's own code is raised again as it is, with its traceback.
-    """
-    *_, (frame, _) = traceback.walk_tb((error.__cause__ or error).__traceback__)
-    if frame.f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
-        raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
-    raise error
-
-
-def check_env(env):
-    """Reset the environment and take a step. Raises BadInput if this script can't use it."""
-    try:
-        space = wrap_env(env).observation_space
-        if not isinstance(space, spaces.Box) or not isinstance(env.action_space, spaces.Discrete):
-            chosen = f"{env.observation_space} and {env.action_space}"
-            raise TypeError(f"observations must be numbers and actions Discrete, not {chosen}")
-    except Exception as error:
-        refuse(error, "env")
-    try:
-        obs, info = env.reset(seed=0)
-        next_obs, _, _, _, _ = env.step(int(env.action_space.start))
-        if not isinstance(info, dict):
-            raise TypeError("info is not a dict")
-    except Exception as error:
-        refuse(error, f"env: Gymnasium's API is {API}")
-    for x in (obs, next_obs):
-        flatten(env.observation_space, x)
+# Any Gymnasium environment (--env-id). check_env, in *Command line*, refuses what does not fit.
+def wrap_env(env):
+    """Make observations vectors and rewards numbers, and record the episodes' returns."""
+    space = env.observation_space
+    env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
+    flat_space = spaces.flatten_space(space)
+    env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
+    # Your environment may already record statistics under the usual key. Ours is another.
+    return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
 def flatten(space, obs):
@@ -182,16 +143,6 @@ def fits(space, obs):
     # A Box of integers would round floats.
     kept = space.dtype.kind == "f" or np.array_equal(x, x.astype(space.dtype))
     return x.shape == space.shape and kept
-
-
-def wrap_env(env):
-    """Make observations vectors and rewards numbers, and record the episodes' returns."""
-    space = env.observation_space
-    env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
-    flat_space = spaces.flatten_space(space)
-    env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
-    # Your environment may already record statistics under the usual key. Ours is another.
-    return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
 # ---------- Q-network
@@ -458,6 +409,11 @@ def count(args, env, env_steps, started, compiled):
 
 
 # ---------- Evaluation
+MAX_EVAL_STEPS = 100_000
+ENDLESS = f"""without a time limit, an episode of {MAX_EVAL_STEPS:,} steps stops the evaluation; use
+gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit"""
+
+
 def play(params, env, seed, frames=None):
     """The return of a greedy episode. Every second picture, at half size, is added to frames."""
     obs, _ = env.reset(seed=seed)
@@ -504,6 +460,11 @@ def film(args, env, params):
 
 
 # ---------- Command line
+API = "reset(seed=...) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
+BOX2D = "On Debian: apt install build-essential python3-dev swig; then pip install gymnasium[box2d]"
+UNEVEN = "some observations are 100 times others: try gymnasium.wrappers.NormalizeObservation"
+
+
 def check(args):
     """Raise BadInput, naming the flag, on bad settings."""
     counts = "total_timesteps", "train_frequency", "gradient_steps", "n_step", "buffer_size"
@@ -520,6 +481,48 @@ def check(args):
                 raise BadInput(f"{name} must be between {least} and {most}")
     if (args.eval_frequency or args.capture_video) and not args.output_dir:
         raise BadInput("eval_frequency and capture_video need output_dir")
+
+
+def make_env(args):
+    """The environment of args.env_id, as Gymnasium makes it."""
+    options = {"render_mode": "rgb_array"} if args.capture_video else {}
+    try:
+        return gymnasium.make(args.env_id, **options)
+    except Exception as error:
+        if "Box2D" in str(error):  # under Python 3.14, it has to be compiled
+            error.args = (f"{error}. {BOX2D}",)
+        refuse(error, "env_id")
+
+
+def check_env(env):
+    """Reset the environment and take a step. Raises BadInput if this script can't use it."""
+    try:
+        space = wrap_env(env).observation_space
+        if not isinstance(space, spaces.Box) or not isinstance(env.action_space, spaces.Discrete):
+            chosen = f"{env.observation_space} and {env.action_space}"
+            raise TypeError(f"observations must be numbers and actions Discrete, not {chosen}")
+    except Exception as error:
+        refuse(error, "env")
+    try:
+        obs, info = env.reset(seed=0)
+        next_obs, _, _, _, _ = env.step(int(env.action_space.start))
+        if not isinstance(info, dict):
+            raise TypeError("info is not a dict")
+    except Exception as error:
+        refuse(error, f"env: Gymnasium's API is {API}")
+    for x in (obs, next_obs):
+        flatten(env.observation_space, x)
+
+
+def refuse(error, what):
+    """Raise BadInput if an error comes from Gymnasium or from this file.
+
+    An error in the environment's own code is raised again as it is, with its traceback.
+    """
+    *_, (frame, _) = traceback.walk_tb((error.__cause__ or error).__traceback__)
+    if frame.f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
+        raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
+    raise error
 
 
 def warn(env):

@@ -121,53 +121,15 @@ class BadRun(RuntimeError):
 
 
 # ---------- Environment
-MAX_EVAL_STEPS = 100_000
-API = "reset(seed=...) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
-UNEVEN = "some observations are 100 times others: try gymnasium.wrappers.NormalizeObservation"
-ENDLESS = f"""without a time limit, an episode of {MAX_EVAL_STEPS:,} steps stops the evaluation; use
-gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit"""
-
-
-def make_env(args):
-    """The environment of args.env_id, as Gymnasium makes it."""
-    try:
-        return gymnasium.make(args.env_id)
-    except Exception as error:
-        refuse(error, "env_id")
-
-
-def refuse(error, what):
-    """Raise BadInput if an error comes from Gymnasium or from this file.
-
-    An error in the environment's own code is raised again as it is, with its traceback.
-    """
-    *_, (frame, _) = traceback.walk_tb((error.__cause__ or error).__traceback__)
-    if frame.f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
-        raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
-    raise error
-
-
-def check_env(env):
-    """Reset the environment and take a step. Raises BadInput if this script can't use it."""
-    try:
-        space = wrap_env(env).observation_space
-        actions = env.action_space
-        one_number = isinstance(actions, spaces.Box) and actions.shape == (1,)
-        if not one_number or not actions.is_bounded() or actions.dtype.kind != "f":
-            raise TypeError(f"actions must be a bounded Box (1,) of floats, not {actions!r}")
-        if not isinstance(space, spaces.Box):
-            raise TypeError(f"observations must be numbers, not {env.observation_space}")
-    except Exception as error:
-        refuse(error, "env")
-    try:
-        obs, info = env.reset(seed=0)
-        next_obs, _, _, _, _ = env.step(actions.low)
-        if not isinstance(info, dict):
-            raise TypeError("info is not a dict")
-    except Exception as error:
-        refuse(error, f"env: Gymnasium's API is {API}")
-    for x in (obs, next_obs):
-        flatten(env.observation_space, x)
+# Any Gymnasium environment (--env-id). check_env, in *Command line*, refuses what does not fit.
+def wrap_env(env):
+    """Make observations vectors and rewards numbers, and record the episodes' returns."""
+    space = env.observation_space
+    env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
+    flat_space = spaces.flatten_space(space)
+    env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
+    # Your environment may already record statistics under the usual key. Ours is another.
+    return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
 def flatten(space, obs):
@@ -189,16 +151,6 @@ def fits(space, obs):
     # A Box of integers would round floats.
     kept = space.dtype.kind == "f" or np.array_equal(x, x.astype(space.dtype))
     return x.shape == space.shape and kept
-
-
-def wrap_env(env):
-    """Make observations vectors and rewards numbers, and record the episodes' returns."""
-    space = env.observation_space
-    env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
-    flat_space = spaces.flatten_space(space)
-    env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
-    # Your environment may already record statistics under the usual key. Ours is another.
-    return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
 def list_actions(args, env):
@@ -458,6 +410,11 @@ def count(args, env, env_steps, started, compiled):
 
 
 # ---------- Evaluation
+MAX_EVAL_STEPS = 100_000
+ENDLESS = f"""without a time limit, an episode of {MAX_EVAL_STEPS:,} steps stops the evaluation; use
+gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit"""
+
+
 def play(args, params, env, seed):
     """The return of a greedy episode."""
     listed = list_actions(args, env)
@@ -493,6 +450,10 @@ def summarize(args, env, returns):
 
 
 # ---------- Command line
+API = "reset(seed=...) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
+UNEVEN = "some observations are 100 times others: try gymnasium.wrappers.NormalizeObservation"
+
+
 def check(args):
     """Raise BadInput, naming the flag, on bad settings."""
     counts = "total_timesteps", "train_frequency", "gradient_steps", "buffer_size"
@@ -506,6 +467,48 @@ def check(args):
         for value in np.ravel(getattr(args, name)):
             if not least <= value <= most:
                 raise BadInput(f"{name} must be between {least} and {most}")
+
+
+def make_env(args):
+    """The environment of args.env_id, as Gymnasium makes it."""
+    try:
+        return gymnasium.make(args.env_id)
+    except Exception as error:
+        refuse(error, "env_id")
+
+
+def check_env(env):
+    """Reset the environment and take a step. Raises BadInput if this script can't use it."""
+    try:
+        space = wrap_env(env).observation_space
+        actions = env.action_space
+        one_number = isinstance(actions, spaces.Box) and actions.shape == (1,)
+        if not one_number or not actions.is_bounded() or actions.dtype.kind != "f":
+            raise TypeError(f"actions must be a bounded Box (1,) of floats, not {actions!r}")
+        if not isinstance(space, spaces.Box):
+            raise TypeError(f"observations must be numbers, not {env.observation_space}")
+    except Exception as error:
+        refuse(error, "env")
+    try:
+        obs, info = env.reset(seed=0)
+        next_obs, _, _, _, _ = env.step(actions.low)
+        if not isinstance(info, dict):
+            raise TypeError("info is not a dict")
+    except Exception as error:
+        refuse(error, f"env: Gymnasium's API is {API}")
+    for x in (obs, next_obs):
+        flatten(env.observation_space, x)
+
+
+def refuse(error, what):
+    """Raise BadInput if an error comes from Gymnasium or from this file.
+
+    An error in the environment's own code is raised again as it is, with its traceback.
+    """
+    *_, (frame, _) = traceback.walk_tb((error.__cause__ or error).__traceback__)
+    if frame.f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
+        raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
+    raise error
 
 
 def warn(env):

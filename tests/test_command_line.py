@@ -267,7 +267,8 @@ def test_same_settings_same_bits_other_seed_other_agent(script):
     assert same(train(script), (params, episodes))
     other, _ = train(script, seed=2)
     for name, x in params.items():
-        assert x.size == 0 or np.any(x != other[name])
+        if name != "layer_norm":  # a mark, the same for all
+            assert np.any(x != other[name])
 
 
 @EACH

@@ -166,12 +166,12 @@ def test_the_loop_stores_what_happened(monkeypatch):
 
 
 def test_the_buffer_holds_the_newest_rows():
-    """After 25 joint steps in 10 rows, the oldest is step 15, in row 5."""
-    args = dqn.Args(num_envs=2, buffer_size=20, end_e=1.0)
-    whole, _ = run_steps(replace(args, buffer_size=50), 25)
-    agent, _ = run_steps(args, 25)
-    newest = np.roll(np.asarray(agent.buffer.obs), -5, axis=0)
-    assert_close(newest, np.asarray(whole.buffer.obs[15:]))
+    """After 25 joint steps in 10 rows: the newest is step 24, in row 4; the oldest is in row 5."""
+    agent, (ended, *_) = run_steps(dqn.Args(num_envs=2, buffer_size=20), 25)
+    in_order = jax.tree.map(lambda x: np.roll(x, -5, axis=0), agent.buffer)
+    assert np.all(in_order.ended == ended[15:])
+    go_on = ~in_order.ended[:-1]
+    assert np.all(in_order.obs[1:][go_on] == in_order.next_obs[:-1][go_on])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5])
@@ -316,15 +316,19 @@ def test_settings_may_be_mapped_from_outside():
     }
     args = dqn.Args(num_envs=4, total_timesteps=160, hidden_sizes=(8,), buffer_size=160)
 
-    def train(changes):
-        own = replace(args, **changes)
-        agent, (ended, returns, *_) = dqn.run_chunk(own, dqn.init_agent(own, KEY), 40)
-        return agent.learner, agent.buffer.discount, ended, returns
+    def train(changes, agent):
+        agent, logs = dqn.run_chunk(replace(args, **changes), agent, 40)
+        return agent.learner, agent.buffer.discount, logs
 
-    together = jax.jit(jax.vmap(train))({name: jnp.array(x) for name, x in settings.items()})
+    def train_from_the_start(changes):
+        return train(changes, dqn.init_agent(replace(args, **changes), KEY))
+
+    arrays = {name: jnp.array(values) for name, values in settings.items()}
+    together = jax.jit(jax.vmap(train_from_the_start))(arrays)
+    agent = dqn.init_agent(args, KEY)
     for k in range(4):
-        alone = jax.jit(partial(train, {name: x[k] for name, x in settings.items()}))()
-        assert_close(row(together, k), alone, 1e-3)
+        changes = {name: values[k] for name, values in settings.items()}
+        assert_close(row(together, k), jax.jit(partial(train, changes))(agent), 1e-3)
     assert not same(together[0].params["w0"][0], together[0].params["w0"][3])
 
 
@@ -360,14 +364,13 @@ assert len(params["w0"].sharding.device_set) == 2""")
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux assigns cores")
 def test_devices_are_the_cores_that_the_process_may_use():
-    """As with `taskset -c 0`."""
-    args = dqn.Args(num_seeds=2, total_timesteps=64, hidden_sizes=(8,), eval_episodes=1)
-    printed = run_in_a_process(f"""
-import os
-os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
+    """As with `taskset -c 0`. The model is missing, so that the run ends soon."""
+    printed = run_in_a_process("""
+import os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+sys.stderr = sys.stdout
 import jax, dqn_cartpole_jax as dqn
-from dqn_cartpole_jax import Args
-assert dqn.main({args}) == 0
+assert dqn.main(dqn.Args(num_seeds=2, load_model="missing.npz")) == 2
 print(jax.device_count(), "device")""")
     assert printed.endswith("\n1 device\n")
 
@@ -401,21 +404,30 @@ def test_ended_episodes_by_hand():
 
 
 def test_ctrl_c_returns_the_last_chunk(monkeypatch):
-    """In chunk 3 of 4: what a run of two chunks returns, as no schedule differs."""
-    args = dqn.Args(num_envs=4, total_timesteps=8_000, end_e=1.0, anneal_lr=False)
-    whole = dqn.train(replace(args, total_timesteps=4_000))
-    results = [jax.device_get] * 2
+    """Interrupted in chunk 3 of 4, it returns the weights and episodes of two chunks."""
+    device_get = jax.device_get
+    weights = []
+
+    def watched_get(tree):
+        weights.append(device_get(tree)[0])
+        return device_get(tree)
+
+    monkeypatch.setattr(jax, "device_get", watched_get)
+    args = dqn.Args(num_envs=4, total_timesteps=8_000)
+    whole, all_episodes, counts = dqn.train(args)
+    assert len(weights) == 4 and same(whole, weights[3]) and not counts["interrupted"]
+    left = [device_get, device_get]
 
     def interrupted_get(tree):
-        if not results:
+        if not left:
             raise KeyboardInterrupt
-        return results.pop()(tree)
+        return left.pop()(tree)
 
     monkeypatch.setattr(jax, "device_get", interrupted_get)
     params, episodes, counts = dqn.train(args)
-    assert_close((params, episodes), whole[:2])
-    assert counts["env_steps"] == whole[2]["env_steps"] == 4_000
-    assert counts["interrupted"] and not whole[2]["interrupted"]
+    assert same(params, weights[1]) and not same(params, weights[2])
+    assert same(episodes, all_episodes[all_episodes[:, 0] <= 4_000])
+    assert counts["env_steps"] == 4_000 and counts["interrupted"]
     assert dqn.main(args) == 130  # before the first chunk is done
 
 
@@ -443,8 +455,8 @@ def test_memory_grows_with_episodes_only(monkeypatch):
 def test_a_few_steps_without_jit_give_the_same(monkeypatch):
     """As with JAX_DISABLE_JIT=1, so that a debugger can stop anywhere."""
     monkeypatch.setattr(dqn, "MAX_STEPS", 3)
-    args = dqn.Args(num_envs=2, total_timesteps=8, batch_size=4, hidden_sizes=(8,))
-    args = replace(args, n_step=2, eval_episodes=1)
+    args = dqn.Args(num_envs=2, total_timesteps=4, batch_size=4, hidden_sizes=(8,))
+    args = replace(args, n_step=1, eval_episodes=1)
     expected, episodes, _ = dqn.train(args)
     with jax.disable_jit():
         params, same_episodes, _ = dqn.train(args)
@@ -454,18 +466,19 @@ def test_a_few_steps_without_jit_give_the_same(monkeypatch):
 
 def test_stepping_through_joint_step_by_hand():
     """The recipe above joint_step gives what run_chunk gives."""
-    args = dqn.Args(num_envs=2, batch_size=4, hidden_sizes=(8,), n_step=2)
+    args = dqn.Args(num_envs=2, batch_size=4, hidden_sizes=(8,))
+    expected, _ = run_steps(args, 10)
     agent = dqn.init_agent(args, KEY)
-    expected, _ = run_steps(args, 2)
-    _, draws = dqn.draw(args, agent.key, 2)
+    _, draws = dqn.draw(args, agent.key, 10)
+    joint_step = jax.jit(partial(dqn.joint_step, args))
     for one in zip(*draws, strict=True):
-        agent, _ = dqn.joint_step(args, agent, dqn.Draws(*one))
+        agent, _ = joint_step(agent, dqn.Draws(*one))
     assert_close(agent.learner.params, expected.learner.params, 1e-4)
 
 
 def test_a_diverged_run_warns_and_names_the_learning_rate(capsys):
-    """The loss is finite, but |Q| is far above what rewards of 1 allow."""
-    args = replace(SMALL, learning_rate=10.0, total_timesteps=32_000, eval_episodes=1)
+    """The loss is finite, but |Q| is far above the 10 that rewards of 1 and gamma allow."""
+    args = replace(SMALL, learning_rate=10.0, gamma=0.9, eval_episodes=1)
     assert dqn.main(args) == 0
     assert "--learning-rate" in capsys.readouterr().err
     assert dqn.main(SMALL) == 0
