@@ -6,40 +6,52 @@
 """DQN on CartPole-v1, compiled as a whole by JAX.
 
 What it teaches: environment, replay buffer and network are a few arrays, and training is a pure
-function of them. So `jax.jit` compiles the whole training loop, and `jax.vmap` trains many agents
-at once.
+function of them (the same inputs give the same outputs, and nothing else changes). So `jax.jit`
+compiles the whole training loop, and `jax.vmap` trains many agents at once.
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
-is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a
-network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a replay
-buffer, because consecutive steps are too similar. A second copy of the network, the target network
-with weights w-, lags behind w and keeps the targets steady. Each update takes a gradient step to
-reduce the mean of
+is optimal. It equals the reward r plus gamma times the best Q in the next state s' (Bellman). Deep
+Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
+Q(s, a; w) with weights w. It explores by acting epsilon-greedily: at random with probability
+epsilon, else by the largest Q. It learns from steps (s, a, r, s') drawn at random from a replay
+buffer, because consecutive steps resemble each other too much. A second network of the same shape,
+the target network, keeps the targets y steady: its weights, written w-, follow w with a delay. Each
+update takes a gradient step to reduce the mean of
 
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
-The maximum over noisy values is too high on average. This file does nothing about that;
+By default, y sums n rewards before it adds Q (`extend`); with --n-step 1 it is as above. The
+maximum over noisy values is too high on average. This file does nothing about that;
 dqn_lunarlander.py has Double DQN, which does.
 
     python dqn_cartpole_jax.py --seed 1                            train an agent
     python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1  train sixteen, save the results
 
-An agent has solved CartPole-v1 if the mean return of 100 greedy episodes is at least 475 of 500
-(Gymnasium's threshold). @MEASURED@
+An agent has solved CartPole-v1 if 100 episodes without random actions have a mean return, the sum
+of rewards, of at least 475 of 500 (Gymnasium's threshold). @MEASURED@
 
-To learn DQN, read `q_values`, `sample`, `update` and `joint_step`, in this order. From *Command
-line* on, nothing is about learning.
+To learn DQN, read `q_values`, `sample`, `extend`, `update` and `joint_step`, in this order. The
+section *Command line* has nothing about learning, and in *Training* what follows `train` prints.
 
-Departures from Mnih et al. The last column says how many of 100 unseen agents solve CartPole
-when only this one is switched off, or turned to the paper's way:
+JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders, which
+have shapes but no values, and records the operations ("tracing"). Python's own values are constants
+in the result. So `if` works on settings, and `jnp.where` chooses between values of arrays. Arrays
+never change: `x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays are
+"pytrees", which all of JAX's functions take and return; `jax.tree.map(f, tree)` calls f on each
+array. `jax.vmap(f)` is f for arrays with one more axis; `jax.lax.scan` is a compiled loop.
+
+Departures from Mnih et al. The last column says how many of 100 agents, trained with seeds
+that nothing was tuned on, solve CartPole when only this departure is undone:
 
 @TABLE@
 
-Adam replaces RMSProp, and errors are not clipped. Plain DQN, all of it switched off:
+Two differences have no switch: Adam replaces RMSProp, and errors are not clipped. Plain DQN, with
+every departure of the table undone:
 
 @PLAIN@
 
-Letters in shapes: N environments, B batch, O observation, A actions, K agents, T joint steps.
+In a joint step, all environments of an agent make one step each. Letters in shapes: N environments,
+B batch, O observation, A actions, K agents, T joint steps.
 """
 
 import importlib
@@ -78,10 +90,10 @@ class Args:
     learning_starts: int = 0  # environment steps before the first update
     gamma: float = 0.99  # discount per step
     n_step: int = 3  # rewards summed in a target
-    tau: float = 0.1  # how far w- moves toward w; 1 copies w
+    tau: float = 0.1  # how far w- moves toward w; 1 makes it equal to w
     target_network_frequency: int = 0  # environment steps between moves; 0: at every update
-    end_e: float = 0.15  # epsilon, the fraction of random actions, at the end
-    exploration_fraction: float = 0.5  # part of the run in which epsilon falls from 1
+    end_e: float = 0.15  # the last epsilon, the probability of a random action
+    exploration_fraction: float = 0.5  # the part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
     output_dir: str | None = None  # new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
@@ -103,8 +115,9 @@ class BadRun(RuntimeError):
 # For an environment of your own, rewrite this section. Write `reset` and `step` for one
 # environment; `jax.vmap` turns them into functions of N. An EnvState needs a field `obs`, a vector
 # of OBS_SIZE numbers; add what else your environment has to remember. With gymnax, call its
-# `reset_env` and `step_env` (its `step` also resets), and keep its state in a field of EnvState;
-# gymnax needs a Python environment of its own: `pip install gymnax==1.0.1 six optax tyro`.
+# `reset_env` and `step_env` (its `step` also resets), and keep its state in a field of EnvState.
+# Install gymnax apart from this project, as it wants older versions:
+#     python -m venv gymnax-env && gymnax-env/bin/pip install gymnax==1.0.1 six optax tyro
 
 OBS_SIZE = 4  # cart position (m), velocity (m/s), pole angle (rad), angular velocity (rad/s)
 ACTIONS = 2  # push the cart to the left or to the right
@@ -136,9 +149,10 @@ def step(key, state, action):
     sin = jnp.sin(theta)
     cos = jnp.cos(theta)
     # Cart and pole weigh 1.1 kg, the pole alone 0.1 kg; its center is 0.5 m from the joint.
-    fixed_x_acc = (force + 0.1 * 0.5 * theta_dot**2 * sin) / 1.1  # if the pole did not turn faster
-    theta_acc = (9.8 * sin - cos * fixed_x_acc) / (0.5 * (4 / 3 - 0.1 * cos**2 / 1.1))
-    x_acc = fixed_x_acc - 0.1 * 0.5 * theta_acc * cos / 1.1
+    # The cart's acceleration if the pole had no angular acceleration, then both accelerations:
+    x_acc_alone = (force + 0.1 * 0.5 * theta_dot**2 * sin) / 1.1
+    theta_acc = (9.8 * sin - cos * x_acc_alone) / (0.5 * (4 / 3 - 0.1 * cos**2 / 1.1))
+    x_acc = x_acc_alone - 0.1 * 0.5 * theta_acc * cos / 1.1
     obs = state.obs + 0.02 * jnp.stack([x_dot, x_acc, theta_dot, theta_acc])
     terminated = (jnp.abs(obs[0]) > 2.4) | (jnp.abs(obs[2]) > np.radians(12))
     truncated = state.time + 1 >= MAX_STEPS
@@ -153,7 +167,8 @@ def init_params(key, sizes, layer_norm):
     """
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
-    # One draw for all layers, more than is needed: JAX compiles each draw for 0.5 s.
+    # One draw serves all layers, since compiling each draw takes 0.5 s. Each layer uses the first
+    # part of its row.
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, minval=-1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -161,15 +176,16 @@ def init_params(key, sizes, layer_norm):
         params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
         params[f"b{i}"] = jnp.zeros(n_out, np.float32)
     if layer_norm:
-        # That it is there tells q_values to normalize, also in a saved model. The 1 is not used.
+        # A marker: q_values normalizes if this name is there. So a saved model remembers it. The
+        # number is never used, and its gradient is 0.
         params["layer_norm"] = jnp.ones(1, np.float32)
     return params
 
 
 def q_values(params, obs):
-    """Q(s, a) of every action: obs (B, O) -> (B, A)."""
+    """Q(s, a) of every action: obs (B, O) -> (B, A). Acts on NumPy arrays too (load_model)."""
     x = obs.astype(np.float32) / OBS_SCALE
-    last = len(params) // 2 - 1
+    last = len(params) // 2 - 1  # two arrays a layer; // drops the marker
     for i in range(last):
         x = x @ params[f"w{i}"] + params[f"b{i}"]
         if "layer_norm" in params:
@@ -181,11 +197,11 @@ def q_values(params, obs):
 def normalize(x):
     """Give each row mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3).
 
-    It has no trained gain and bias. It keeps the layers' outputs, and so the gradients, at one
-    size while the weights grow, which allows large learning rates and several layers.
+    There is no trained gain or bias. The outputs of a layer keep their size, whatever the size of
+    its weights, which makes large learning rates and several layers work (results/knobs.md).
     """
     n = x.shape[1]
-    x = x - x.sum(axis=1, keepdims=True) / n  # NumPy's mean() makes acting 1.3 times as long
+    x = x - x.sum(axis=1, keepdims=True) / n  # mean(): 1.3 times as long in NumPy
     return x / ((x * x).sum(axis=1, keepdims=True) / n + 1e-5) ** 0.5
 
 
@@ -213,35 +229,37 @@ class Transition(NamedTuple):  # arrays whose first axes are (rows, N), (N,) or 
 def add(buffer, t, new):
     """Write the N transitions of joint step t over the oldest row."""
     row = t % len(buffer.reward)
-    # A named tuple or a dict of arrays is a "pytree": `jax.tree.map` calls a function on each of
-    # its arrays. `x.at[row].set(y)` is a copy of x with y in this row; compiled, it copies nothing.
+    # Compiled, this writes in place: the old buffer is not needed any more.
     return jax.tree.map(lambda x, y: x.at[row].set(y), buffer, new)
 
 
 def sample(args, noise, buffer, stored):
-    """Draw B transitions uniformly.
+    """Draw B transitions uniformly from the buffer, a Transition of arrays (rows, N, ...).
 
-    noise is uniform in [0, 1), of shape (2, B); stored is the number of joint steps so far.
+    noise (2, B) is uniform in [0, 1), drawn in advance; stored is the number of joint steps so far.
     """
     rows = len(buffer.reward)
-    t = stored - 1 - (noise[0] * jnp.minimum(stored, rows)).astype(int)
+    age = (noise[0] * jnp.minimum(stored, rows)).astype(int)  # 0 is the newest
+    t = stored - 1 - age
     env = (noise[1] * args.num_envs).astype(int)
     batch = jax.tree.map(lambda x: x[t % rows, env], buffer)
     return extend(args, buffer, stored, t, env, batch)
 
 
 def extend(args, buffer, stored, t, env, batch):
-    """Make each transition span n steps (Sutton 1988). With n_step = 1 it stays as it is.
+    """Make each transition span n steps, as in Rainbow (Hessel et al. 2018); 1 changes nothing.
 
-    After n steps, reward is r_1 + gamma r_2 + ... + gamma^(n-1) r_n, discount is gamma^n, and
-    next_obs is the observation then. Some of these actions were random. That is not corrected
-    for: a small bias, for faster learning.
+    Then reward is r_1 + gamma r_2 + ... + gamma^(n-1) r_n, discount is gamma^n, and next_obs is the
+    observation after n steps. At the end of an episode, n is smaller; after termination, discount
+    is 0. Some of these actions were random or come from older weights. That is not corrected for:
+    a bias, accepted because learning is faster.
     """
     rows = len(buffer.reward)
     reward = batch.reward
     discount = batch.discount
     for _ in range(1, args.n_step):
-        # Stop at the end of an episode, or at the newest step. Then t stays, so it stops for good.
+        # Stop at the end of an episode, or at the newest step. Then t stays, and so it stops for
+        # good. Where go_on is true, t moves one row further.
         go_on = ~buffer.ended[t % rows, env] & (t + 1 < stored)
         t = t + go_on
         reward += jnp.where(go_on, discount * buffer.reward[t % rows, env], 0)
@@ -258,7 +276,7 @@ class Learner(NamedTuple):
 
 
 def make_optimizer(args):
-    """Adam (Kingma and Ba 2015). Its learning rate falls linearly to 0 if anneal_lr."""
+    """Adam (Kingma and Ba 2015). With anneal_lr, its learning rate falls linearly to 0."""
     rate = args.learning_rate
     if args.anneal_lr:
         updates = (args.total_timesteps - args.learning_starts) // args.num_envs
@@ -267,25 +285,33 @@ def make_optimizer(args):
 
 
 def update(args, learner, batch, due):
-    """One gradient step. Returns the next Learner and the loss. due: whether w- moves."""
-    # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal: then the discount is 0.
+    """One gradient step. Returns the next Learner and the loss.
+
+    due tells whether w- is to move. It counts only if target_network_frequency is not 0.
+    """
+    # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
+    # batch.discount is gamma, and 0 if s' is terminal. With n steps, `extend` has made batch.reward
+    # the sum of n rewards and batch.discount gamma^n.
     next_q = jnp.max(q_values(learner.target_params, batch.next_obs), axis=1)
     target = batch.reward + batch.discount * next_q
 
-    # JAX differentiates loss_fn with respect to its argument. target is a constant inside it.
+    # value_and_grad differentiates loss_fn with respect to its argument. target was computed
+    # outside, so it counts as a constant.
     def loss_fn(params):
         q = q_values(params, batch.obs)[jnp.arange(args.batch_size), batch.action]  # Q(s, a; w)
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is a pair of pure functions. All that Adam remembers is in opt_state.
+    # An optax optimizer is a pair of pure functions, so it may be made anew here: all that Adam
+    # remembers, and the number of updates for its schedule, is in opt_state.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, args.tau)
     if args.target_network_frequency:
-        # optax takes the new w- if its third argument is a multiple of the fourth: 0 is, 1 is not.
-        target_params = optax.periodic_update(target_params, learner.target_params, 1 - due, 2)
+        # periodic_update(new, old, step, period) is new if step % period == 0, else old.
+        step = jnp.where(due, 0, 1)
+        target_params = optax.periodic_update(target_params, learner.target_params, step, 2)
     return Learner(params, target_params, opt_state), loss
 
 
@@ -294,7 +320,7 @@ class Agent(NamedTuple):  # everything that training changes
     key: Array
     joint_steps: Array  # how many have been done
     state: EnvState  # each array has a first axis N
-    ended: Array  # (N,) whether the last step ended an episode
+    ended: Array  # (N,) whether the step before ended an episode
     returns: Array  # (N,) sums of rewards in the current episodes
     buffer: Transition
     learner: Learner
@@ -307,6 +333,7 @@ def init_agent(args, key):
     learner = Learner(params, params, make_optimizer(args).init(params))
     N = args.num_envs
     # The first joint step resets all environments, so zeros in the shapes of EnvState will do.
+    # eval_shape only finds the shapes: nothing is computed, and the key remains unused.
     shapes = jax.eval_shape(jax.vmap(reset), jax.random.split(key, N))
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     rows = args.buffer_size // N
@@ -318,10 +345,13 @@ def init_agent(args, key):
 
 class Draws(NamedTuple):  # the randomness of a joint step, drawn in advance
     noise: Array  # (2, N + B) uniform in [0, 1), to explore and to sample
-    key_data: Array  # (2, N, 2) integers that make up the keys of the resets and of the steps
+    # (2, N, 2) the integers of N keys for resets and N for steps. Keys themselves would make JAX's
+    # check for reused keys (jax_debug_key_reuse) raise a false alarm here.
+    key_data: Array
 
 
-# To watch it in a debugger, run this; without `jit`, all arrays have values:
+# To step through it in a debugger, run this. Without `jit`, arrays have values, except inside the
+# functions that vmap and value_and_grad call:
 #     args = Args(num_envs=2)
 #     agent = init_agent(args, jax.random.key(1))
 #     _, draws = draw(args, jax.random.key(2), 10)
@@ -336,11 +366,10 @@ def joint_step(args, agent, draws):
     N = args.num_envs
     reset_keys, step_keys = jax.random.wrap_key_data(draws.key_data)
 
-    # Reset where an episode has ended. Compiled code is made before arrays have values, so it
-    # can't say `if ended`: it computes both and chooses. `vmap` turns this function of one
-    # environment into a function of N.
+    # Reset where an episode has ended. `if ended` is not possible while tracing, so compute both
+    # and choose. `vmap` turns this function of one environment into a function of N.
     def restart(key, ended, state):
-        return jax.tree.map(partial(jnp.where, ended), reset(key), state)
+        return jax.tree.map(lambda new, old: jnp.where(ended, new, old), reset(key), state)
 
     state = jax.vmap(restart)(reset_keys, agent.ended, agent.state)
     obs = state.obs
@@ -349,7 +378,7 @@ def joint_step(args, agent, draws):
     falling_steps = jnp.maximum(1, args.exploration_fraction * args.total_timesteps)
     progress = jnp.minimum(1, agent.joint_steps * N / falling_steps)
     epsilon = 1 + (args.end_e - 1) * progress
-    coin, pick = draws.noise[:, :N]
+    coin, pick = draws.noise[:, :N]  # two numbers for each environment
     q = q_values(agent.learner.params, obs)
     action = jnp.where(coin < epsilon, (pick * ACTIONS).astype(int), jnp.argmax(q, axis=1))
 
@@ -360,28 +389,31 @@ def joint_step(args, agent, draws):
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
 
     # Store. Only termination makes the value of next_obs 0: a truncated episode could go on.
-    new = Transition(obs, action, reward, args.gamma * ~terminated, state.obs, ended)
+    discount = jnp.where(terminated, 0, args.gamma)
+    new = Transition(obs, action, reward, discount, state.obs, ended)
     buffer = add(agent.buffer, agent.joint_steps, new)
 
     # Learn.
     joint_steps = agent.joint_steps + 1
     env_steps = joint_steps * N
     batch = sample(args, draws.noise[:, N:], buffer, joint_steps)
-    # w- moves at the first update at or after each multiple of the frequency.
     due = True
     if args.target_network_frequency:
+        # Has a multiple of the frequency been reached or passed in this joint step?
         due = env_steps % args.target_network_frequency < N
     learner, loss = update(args, agent.learner, batch, due)
-    if args.learning_starts:
-        keep_new = partial(jnp.where, env_steps > args.learning_starts)
-        learner = jax.tree.map(keep_new, learner, agent.learner)
+    if args.learning_starts:  # until then, keep the old Learner
+        started = env_steps > args.learning_starts
+        choose = partial(jnp.where, started)
+        learner = jax.tree.map(choose, learner, agent.learner)
     agent = Agent(agent.key, joint_steps, state, ended, returns, buffer, learner)
     return agent, (ended, returns, loss, jnp.mean(jnp.abs(q)), jnp.max(jnp.abs(reward)))
 
 
 def draw(args, key, steps):
     """The next key, and Draws for some joint steps: each array has a first axis `steps`."""
-    # A key always gives the same random numbers, so each use needs another key.
+    # A key always gives the same random numbers, so each use needs another key: one for noise, the
+    # next one, and for each joint step and environment one to reset and one to step.
     keys = jax.random.split(key, 2 + 2 * steps * args.num_envs)
     noise = jax.random.uniform(keys[0], (steps, 2, args.num_envs + args.batch_size))
     key_data = jax.random.key_data(keys[2:]).reshape(steps, 2, args.num_envs, -1)
@@ -390,11 +422,12 @@ def draw(args, key, steps):
 
 def run_chunk(args, agent, steps):
     """Some joint steps. Returns the Agent and their logs, each array with a first axis `steps`."""
-    # All draws come first: many small draws, one in each joint step, would take much longer.
+    # All draws come first: small draws in each joint step would take longer.
     key, draws = draw(args, agent.key, steps)
-    # `scan` is a compiled loop: for one in draws: agent, log = joint_step(args, agent, one).
-    # `partial(f, args)` is f with its first argument filled in. While JAX compiles, args is an
-    # ordinary Python object, so its settings become constants of the compiled code.
+    # `scan` is a compiled loop. With draws_t for entry t of each array of draws, it does this:
+    #     for t in range(steps): agent, log = joint_step(args, agent, draws_t)
+    # and stacks the logs. `partial(f, args)` is f with its first argument filled in: an ordinary
+    # Python object, so its settings become constants.
     return jax.lax.scan(partial(joint_step, args), agent._replace(key=key), draws)
 
 
@@ -408,28 +441,28 @@ def train(args):
     started = time.time()
     agents = init_agents(args)
     joint_steps = args.total_timesteps // args.num_envs
-    # Chunks of 500 to 1,000 joint steps, as many as leave no rest. Python prints in between.
+    # Python prints between chunks of about 500 to 1,000 joint steps. Take the number of chunks that
+    # leaves the fewest joint steps over (mostly none); those are left out.
     most = max(1, joint_steps // 500)
     chunks = min(range((most + 1) // 2, most + 1), key=lambda n: joint_steps % n)
     chunk_steps = joint_steps // chunks
     # Donated: the new agents overwrite the old ones in memory.
-    run_chunks = jax.jit(
-        jax.vmap(partial(run_chunk, args, steps=chunk_steps)), donate_argnames="agent"
-    )
-    if not jax.config.jax_disable_jit:  # as JAX_DISABLE_JIT=1 would
-        run_chunks = run_chunks.lower(agents).compile()  # else the first call compiles
+    run_chunks = jax.vmap(partial(run_chunk, args, steps=chunk_steps))
+    run_chunks = jax.jit(run_chunks, donate_argnums=0)
+    if not jax.config.jax_disable_jit:  # JAX_DISABLE_JIT=1 runs everything line by line
+        run_chunks = run_chunks.lower(agents).compile()  # now, not at the first call: to time it
     compiled = printed = time.time()
     episodes = []
     env_steps = 0
     try:
         for chunk in range(1, chunks + 1):
             agents, logs = run_chunks(agents)
-            # If Ctrl-C interrupts the next call, no agents are left: they were donated. So keep
-            # a copy of their weights. `device_get` also waits for the call, which only started.
+            # If Ctrl-C interrupts the next call, these agents are gone: they were donated. So copy
+            # their weights. The call has only started the work; `device_get` waits for it.
             params, logs = jax.device_get((agents.learner.params, logs))
             episodes.append(ended_episodes(args, logs, env_steps))
             env_steps = chunk * chunk_steps * args.num_envs
-            # From here on, only printing.
+            # Only printing, and a check of the loss.
             if time.time() - printed > 1 or chunk == chunks:
                 printed = time.time()
                 report(args, logs, env_steps, printed - compiled)
@@ -446,14 +479,18 @@ def train(args):
 def init_agents(args):
     """The agents of all seeds. Each array has a first axis K, divided among the devices."""
     keys = jax.vmap(jax.random.key)(args.seed + np.arange(args.num_seeds))
-    # As many devices as can share the agents equally. On a CPU, `run` makes each core a device.
+    # As many devices as can share the agents equally; JAX then divides axis K among them. On a CPU,
+    # `run` makes each core a device.
     devices = max(n for n in range(1, jax.device_count() + 1) if args.num_seeds % n == 0)
     sharding = jax.NamedSharding(jax.sharding.Mesh(jax.devices()[:devices], "K"), jax.P("K"))
     return jax.jit(jax.vmap(partial(init_agent, args)), out_shardings=sharding)(keys)
 
 
 def ended_episodes(args, logs, env_steps):
-    """An array (episodes, 3): environment step of the end, return, seed. env_steps came before."""
+    """The episodes of a chunk (episodes, 3): environment step of the end, return, seed.
+
+    env_steps is the number of steps before the chunk.
+    """
     ended, returns = logs[:2]  # (K, T, N)
     k, t, _ = np.nonzero(ended)
     ends = env_steps + (t + 1) * args.num_envs
@@ -470,8 +507,9 @@ def report(args, logs, env_steps, seconds):
     print(f"{env_steps:,} steps, recent return {recent:.4g}, loss {loss.mean():.3g}", end=", ")
     print(f"{args.num_seeds * env_steps / seconds:,.0f} steps/s, {left:.0f} s left", flush=True)
     # Rewards of at most R make |Q| at most R + gamma R + gamma^2 R + ... = R / (1 - gamma).
-    if q_size[:, -1].max() * (1 - args.gamma) > 2 * reward_size.max() > 0:
-        problem = f"mean |Q| is {q_size[:, -1].max():.3g}, over twice what the rewards allow"
+    q_now = q_size[:, -1].max()
+    if q_now * (1 - args.gamma) > 2 * reward_size.max() > 0:
+        problem = f"mean |Q| is {q_now:.3g}, over twice what the rewards allow: learning diverged"
         print(f"warning: {problem}; try a lower --learning-rate", file=sys.stderr)
 
 
@@ -493,8 +531,10 @@ def evaluate(args, params):
         (_, total, _), _ = jax.lax.scan(one_step, (reset(reset_key), 0.0, True), keys)
         return total
 
-    play_all = jax.jit(jax.vmap(play, (0, None)))  # an axis of agents, and one seed for all
-    seeds = 2**31 + np.arange(args.eval_episodes, dtype=np.uint32)  # training's seeds are lower
+    # vmap's (0, None): params have a first axis of agents, and the seed is the same for all. The
+    # loop over seeds is Python's, because one compiled episode for all agents is short to compile.
+    play_all = jax.jit(jax.vmap(play, (0, None)))
+    seeds = 2**31 + np.arange(args.eval_episodes, dtype=np.uint32)  # no seed of training
     return np.stack([play_all(params, seed) for seed in seeds], axis=1).astype(float)
 
 

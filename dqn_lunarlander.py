@@ -6,17 +6,20 @@
 # ///
 """DQN on LunarLander-v3, or on any Gymnasium environment with Discrete actions.
 
-What it teaches: the environment is ordinary Python, not JAX, so the training loop can't be
-compiled. A call of a compiled function costs more than this small network's arithmetic, so the
-agent acts in NumPy. Meanwhile JAX updates the network in the background (asynchronous dispatch),
-with a group of updates in each call, so that the calls are few.
+What it teaches: the environment is ordinary Python, not JAX, so the training loop as a whole can't
+be compiled. A call of a compiled function costs more than this small network's arithmetic, so the
+agent acts in NumPy. JAX updates the network in the background, since a call of a compiled function
+returns before its result is there ("asynchronous dispatch"). Each call makes a group of updates, so
+that the calls are few.
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
-is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a
-network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a replay
-buffer, because consecutive steps are too similar. A second copy of the network, the target network
-with weights w-, lags behind w and keeps the targets steady. Each update takes a gradient step to
-reduce the mean of
+is optimal. It equals the reward r plus gamma times the best Q in the next state s' (Bellman). Deep
+Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
+Q(s, a; w) with weights w. It explores by acting epsilon-greedily: at random with probability
+epsilon, else by the largest Q. It learns from steps (s, a, r, s') drawn at random from a replay
+buffer, because consecutive steps resemble each other too much. A second network of the same shape,
+the target network, keeps the targets y steady: its weights, written w-, follow w with a delay. Each
+update takes a gradient step to reduce the mean of
 
     h(y - Q(s, a; w))   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal,
 
@@ -27,16 +30,25 @@ between -1 and 1, which is the error clipping of Mnih et al.
     python dqn_lunarlander.py --output-dir runs/1 --eval-frequency 25000 --capture-video
 
 LunarLander-v3 gives 8 numbers (position, velocity, angle, angular velocity, whether each leg
-touches the ground) and has 4 actions (nothing, left engine, main engine, right engine). Landing
-pays 100 to 140 in all and a crash costs 100; firing engines costs a little. It is solved if the
-mean return of 100 greedy episodes is at least 200. Returns are not discounted, Q is.
-@MEASURED@
+touches the ground) and has 4 actions (nothing, left engine, main engine, right engine). The way
+down to the pad pays 100 to 140, coming to rest another 100, each leg on the ground 10; a crash
+costs 100, and engines cost a little. The time limit is 1,000 steps. An agent has solved it if 100
+episodes without random actions have a mean return of at least 200. The return is the plain sum of
+rewards; Q is discounted, and of scaled rewards. @MEASURED@
 
-To learn DQN, read `q_values`, `sample`, `update` and `train`, in this order. From *Command line*
-on, nothing is about learning.
+To learn DQN, read `q_values`, `Transition`, `extend`, `sample`, `update`, `learn` and `train`, in
+this order. The section *Command line* has nothing about learning, and in *Training* what follows
+`train` prints.
 
-Departures from Mnih et al. The last column is the mean return of 10 unseen agents if only this one
-is switched off, or turned to the paper's way:
+JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders, which
+have shapes but no values, and records the operations ("tracing"). Python's own values are constants
+in the result. So `if` works on settings, and `jnp.where` chooses between values of arrays. Arrays
+never change: `x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays are
+"pytrees", which all of JAX's functions take and return; `jax.tree.map(f, tree)` calls f on each
+array. `jax.lax.scan` is a compiled loop.
+
+Departures from Mnih et al. The last column is the mean return of 10 agents, trained with seeds that
+nothing was tuned on, when only this departure is undone:
 
 @TABLE@
 
@@ -89,11 +101,11 @@ class Args:
     n_step: int = 3  # rewards summed in a target
     double_dqn: bool = True  # w chooses the next action, and w- values it
     loss: Literal["huber", "squared"] = "huber"
-    tau: float = 0.005  # how far w- moves toward w; 1 copies w
+    tau: float = 0.005  # how far w- moves toward w; 1 makes it equal to w
     target_network_frequency: int = 0  # environment steps between moves; 0: at every update
     reward_scale: float = 0.03  # rewards are multiplied by this before they are stored
-    end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
-    exploration_fraction: float = 0.2  # part of the run in which epsilon falls from 1
+    end_e: float = 0.02  # the last epsilon, the probability of a random action
+    exploration_fraction: float = 0.2  # the part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
     eval_frequency: int = 0  # environment steps between snapshots; 0: none
     capture_video: bool = False  # film the snapshots and the agent, as GIFs
@@ -120,7 +132,7 @@ def wrap_env(env):
     env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     flat_space = spaces.flatten_space(space)
     env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
-    # Your environment may already record statistics under the usual key. Ours is another.
+    # If your environment already records statistics under the usual key, ours must use another.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -132,15 +144,18 @@ def flatten(space, obs):
 
 
 def fits(space, obs):
-    """Whether an observation keeps its values when it is flattened. Bounds may be exceeded."""
+    """Whether an observation has the declared shape, and its values survive the declared type.
+
+    Values outside the bounds of a Box are allowed, since many environments exceed them.
+    """
     if isinstance(space, spaces.Dict):
-        return all(fits(part, obs[name]) for name, part in space.items())
+        return all(fits(part, obs.get(name)) for name, part in space.items())
     if isinstance(space, spaces.Tuple):
-        return all(map(fits, space, obs))
+        return len(obs) == len(space) and all(map(fits, space, obs))
     if not isinstance(space, spaces.Box):
         return space.contains(obs)
     x = np.asarray(obs)
-    # A Box of integers would round floats.
+    # A Box of floats takes any number, but a Box of integers would cut off fractions.
     kept = space.dtype.kind == "f" or np.array_equal(x, x.astype(space.dtype))
     return x.shape == space.shape and kept
 
@@ -153,7 +168,8 @@ def init_params(key, sizes, layer_norm):
     """
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
-    # One draw for all layers, more than is needed: JAX compiles each draw for 0.5 s.
+    # One draw serves all layers, since compiling each draw takes 0.5 s. Each layer uses the first
+    # part of its row.
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, minval=-1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -161,17 +177,18 @@ def init_params(key, sizes, layer_norm):
         params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
         params[f"b{i}"] = jnp.zeros(n_out, np.float32)
     if layer_norm:
-        # That it is there tells q_values to normalize, also in a saved model. The 1 is not used.
+        # A marker: q_values normalizes if this name is there. So a saved model remembers it. The
+        # number is never used, and its gradient is 0.
         params["layer_norm"] = jnp.ones(1, np.float32)
     return params
 
 
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) -> (B, A)."""
-    # No `np.` or `jnp.` function is called on arrays here, so the same code acts on NumPy arrays
-    # and learns on JAX arrays.
+    # Only operators and methods are used, which NumPy's and JAX's arrays share. So the same code
+    # serves to act (NumPy) and to learn (JAX).
     x = obs.astype(np.float32)
-    last = len(params) // 2 - 1
+    last = len(params) // 2 - 1  # two arrays a layer; // drops the marker
     for i in range(last):
         x = x @ params[f"w{i}"] + params[f"b{i}"]
         if "layer_norm" in params:
@@ -183,16 +200,18 @@ def q_values(params, obs):
 def normalize(x):
     """Give each row mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3).
 
-    It has no trained gain and bias. It keeps the layers' outputs, and so the gradients, at one
-    size while the weights grow, which allows large learning rates and several layers.
+    There is no trained gain or bias. The outputs of a layer keep their size, whatever the size of
+    its weights, which makes large learning rates and several layers work (results/knobs.md).
     """
     n = x.shape[1]
-    x = x - x.sum(axis=1, keepdims=True) / n  # NumPy's mean() makes acting 1.3 times as long
+    x = x - x.sum(axis=1, keepdims=True) / n  # mean(): 1.3 times as long in NumPy
     return x / ((x * x).sum(axis=1, keepdims=True) / n + 1e-5) ** 0.5
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B, ...), (G, B, ...)
+# A Transition holds one transition, or arrays of many: of the whole buffer (buffer_size, ...), of a
+# batch (B, ...), or of the batches of a group of updates (G, B, ...).
+class Transition(NamedTuple):
     obs: np.ndarray
     action: np.ndarray
     reward: np.ndarray  # scaled; of n steps, the discounted sum
@@ -201,14 +220,16 @@ class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B,
 
 
 def extend(queue, new, ended, n_step):
-    """Extend the queue's transitions by a step (Sutton 1988). Returns the complete and the others.
+    """Extend the queue's transitions by a step, to n steps, as in Rainbow (Hessel et al. 2018).
 
-    With n_step=3, gamma=0.5, and rewards 1, 2, 4, their (reward, discount), a row after each step:
+    Returns a list of the complete transitions, and the queue of those that still grow. With
+    n_step=3, gamma=0.5, and rewards 1, 2, 4, the queue's (reward, discount) after each step are:
         (1, 0.5)
         (1 + 0.5 * 2, 0.25)              (2, 0.5)
         (1 + 0.5 * 2 + 0.25 * 4, 0.125)  (2 + 0.5 * 4, 0.25)  (4, 0.5)
     Now the first is complete. At the end of an episode all are, although some span fewer steps.
-    Random actions among the n are not corrected for: a small bias, for faster learning.
+    Some of these actions were random or come from older weights. That is not corrected for: a bias,
+    accepted because learning is faster.
     """
     longer = []
     for old in queue:
@@ -216,14 +237,17 @@ def extend(queue, new, ended, n_step):
         discount = old.discount * new.discount
         longer.append(old._replace(reward=reward, discount=discount, next_obs=new.next_obs))
     longer.append(new)
-    complete = 1 if len(longer) == n_step else 0
+    n_complete = 1 if len(longer) == n_step else 0
     if ended:
-        complete = len(longer)
-    return longer[:complete], longer[complete:]
+        n_complete = len(longer)
+    return longer[:n_complete], longer[n_complete:]
 
 
 def add(buffer, added, new):
-    """Write transitions over the oldest. `added` counts them all; returns the new count."""
+    """Write transitions over the oldest ones.
+
+    `added` counts all that were ever written. Returns the new count.
+    """
     for transition in new:
         for field, value in zip(buffer, transition, strict=True):
             field[added % len(field)] = value
@@ -234,7 +258,8 @@ def add(buffer, added, new):
 def sample(args, rng, buffer, added):
     """Draw the batches of a group uniformly: arrays (G, B, ...).
 
-    They are copies, so acting can write to the buffer while JAX still learns from them.
+    NumPy copies what is indexed by an array. So JAX can learn from the batches in the background,
+    while acting writes to the buffer.
     """
     filled = min(added, args.buffer_size)
     rows = rng.integers(filled, size=(args.gradient_steps, args.batch_size))
@@ -249,7 +274,7 @@ class Learner(NamedTuple):
 
 
 def make_optimizer(args):
-    """Adam (Kingma and Ba 2015). Its learning rate falls linearly to 0 if anneal_lr."""
+    """Adam (Kingma and Ba 2015). With anneal_lr, its learning rate falls linearly to 0."""
     rate = args.learning_rate
     if args.anneal_lr:
         groups = (args.total_timesteps - args.learning_starts) / args.train_frequency
@@ -258,73 +283,93 @@ def make_optimizer(args):
 
 
 def update(args, learner, batch, due):
-    """One gradient step. Returns the next Learner and the loss. due: whether w- moves."""
-    # y = r + gamma Q(s', a*; w-),   or y = r if s' is terminal: then the discount is 0.
+    """One gradient step. Returns the next Learner and the loss.
+
+    due tells whether w- is to move. It counts only if target_network_frequency is not 0.
+    """
+    # y = r + gamma Q(s', a*; w-),   or y = r if s' is terminal.
+    # batch.discount is gamma, and 0 if s' is terminal. With n steps, `extend` has made batch.reward
+    # the sum of n rewards and batch.discount gamma^n.
     # DQN: a* = argmax_a' Q(s', a'; w-), so that y = r + gamma max_a' Q(s', a'; w-). But the
     # maximum of noisy values is too high on average. Double DQN (van Hasselt et al. 2016):
-    # a* = argmax_a' Q(s', a'; w), because w and w- rarely err upward at the same action.
+    # a* = argmax_a' Q(s', a'; w), because w and w- less often err upward at the same action.
     chooser = learner.params if args.double_dqn else learner.target_params
     best = jnp.argmax(q_values(chooser, batch.next_obs), axis=1)
     rows = jnp.arange(args.batch_size)
     next_q = q_values(learner.target_params, batch.next_obs)[rows, best]
     target = batch.reward + batch.discount * next_q
 
-    # JAX differentiates loss_fn with respect to its argument. target is a constant inside it.
+    # value_and_grad differentiates loss_fn with respect to its argument. target was computed
+    # outside, so it counts as a constant.
     def loss_fn(params):
         q = q_values(params, batch.obs)[rows, batch.action]  # Q(s, a; w)
-        if args.loss == "huber":  # a setting is known when JAX compiles, so `if` works
+        if args.loss == "huber":  # a setting, so `if` works
             return jnp.mean(optax.huber_loss(q, target))
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is a pair of pure functions. All that Adam remembers is in opt_state.
+    # An optax optimizer is a pair of pure functions, so it may be made anew here: all that Adam
+    # remembers, and the number of updates for its schedule, is in opt_state.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, args.tau)
     if args.target_network_frequency:
-        # optax takes the new w- if its third argument is a multiple of the fourth: 0 is, 1 is not.
-        target_params = optax.periodic_update(target_params, learner.target_params, 1 - due, 2)
+        # periodic_update(new, old, step, period) is new if step % period == 0, else old.
+        step = jnp.where(due, 0, 1)
+        target_params = optax.periodic_update(target_params, learner.target_params, step, 2)
     return Learner(params, target_params, opt_state), loss
 
 
 def learn(args, learner, batches, env_steps):
-    """A group of updates. Returns the Learner and the last loss."""
-    # w- moves at the first update at or after each multiple of the frequency.
-    first = jnp.arange(args.gradient_steps) == 0
-    if args.target_network_frequency:
-        first &= env_steps % args.target_network_frequency < args.train_frequency
+    """A group of updates. Returns the Learner and the last loss.
 
-    # `scan` is a compiled loop: for batch, due in zip(batches, first): learner, loss = update(...)
+    train compiles `partial(learn, args)`, which is learn with its first argument filled in: an
+    ordinary Python object, so settings are constants. env_steps is an array to JAX: it may change.
+    """
+    due = jnp.full(args.gradient_steps, True)
+    if args.target_network_frequency:
+        # Has a multiple of the frequency been reached or passed since the last group? Then w-
+        # moves, at the first update of this group.
+        passed = env_steps % args.target_network_frequency < args.train_frequency
+        due = passed & (jnp.arange(args.gradient_steps) == 0)
+
+    # `scan` is a compiled loop: for g in range(G): learner, loss = one_update(learner, inputs_g).
+    # inputs_g has entry g of each array, and the losses are stacked.
     def one_update(learner, inputs):
         return update(args, learner, *inputs)
 
-    learner, losses = jax.lax.scan(one_update, learner, (batches, first))
+    learner, losses = jax.lax.scan(one_update, learner, (batches, due))
     return learner, losses[-1]
 
 
 # ---------- Training
-def act(args, rng, params, obs, env_steps, actions):
+def act(args, rng, params, obs, env_steps, n_actions):
     """An epsilon-greedy action, counted from 0."""
     falling_steps = max(1, args.exploration_fraction * args.total_timesteps)
     progress = min(1, env_steps / falling_steps)
     epsilon = 1 + (args.end_e - 1) * progress
     if rng.random() < epsilon:
-        return int(rng.integers(actions))
+        return int(rng.integers(n_actions))
     return int(q_values(params, obs[None]).argmax())
 
 
 def init_learner(args, sizes):
-    """The weights, the same for w and w-, and an optimizer that has seen nothing."""
+    """New weights, the same for w and w-, and the optimizer's state before any update."""
     params = init_params(jax.random.key(args.seed), sizes, args.layer_norm)
     return Learner(params, params, make_optimizer(args).init(params))
 
 
 def init_buffer(args, obs_size):
-    """An empty buffer."""
-    obs = np.zeros((args.buffer_size, obs_size), np.float32)
-    zeros = np.zeros(args.buffer_size, np.float32)
-    return Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
+    """An empty buffer: arrays of zeros, which add overwrites."""
+    rows = args.buffer_size
+    return Transition(
+        obs=np.zeros((rows, obs_size), np.float32),
+        action=np.zeros(rows, int),
+        reward=np.zeros(rows, np.float32),
+        discount=np.zeros(rows, np.float32),
+        next_obs=np.zeros((rows, obs_size), np.float32),
+    )
 
 
 def train(args, env):
@@ -339,11 +384,11 @@ def train(args, env):
     env = wrap_env(env)
     rng = np.random.default_rng(args.seed)
     sizes = *env.observation_space.shape, *args.hidden_sizes, int(env.action_space.n)
-    learner = jax.jit(partial(init_learner, args, sizes))()
+    learner = jax.jit(partial(init_learner, args, sizes))()  # compiled as a whole: faster
     buffer = init_buffer(args, sizes[0])
-    # `jit` compiles at the first call: this one, on an empty buffer. Its result is not used.
+    # Compile by a first call, on zeros, whose result is not used.
     learn_group = jax.jit(partial(learn, args))
-    learn_group(learner, sample(args, rng, buffer, 1), 0)
+    learn_group(learner, sample(args, rng, buffer, added=1), 0)
     acting_params = jax.tree.map(np.asarray, learner.params)
     compiled = printed = time.time()
     queue = []
@@ -352,7 +397,7 @@ def train(args, env):
     obs, _ = env.reset(seed=int(rng.integers(2**30)))
     with contextlib.suppress(KeyboardInterrupt):
         for env_steps in range(1, args.total_timesteps + 1):
-            # Act and step. Gymnasium's Discrete actions count from `start`.
+            # Act and step. Gymnasium's Discrete actions are counted from `start`.
             action = act(args, rng, acting_params, obs, env_steps, env.action_space.n)
             outcome = env.step(int(env.action_space.start) + action)
             next_obs, reward, terminated, truncated, _ = outcome
@@ -366,18 +411,18 @@ def train(args, env):
             if terminated or truncated:
                 obs, _ = env.reset()
 
-            # Learn. np.asarray waits for the previous group of updates: act with its weights, while
-            # JAX works on the next group in the background (the call returns at once).
+            # Learn. np.asarray waits for the previous group of updates. Act with its weights, while
+            # JAX works on the next group in the background: the call returns at once.
             if added and env_steps > args.learning_starts and env_steps % args.train_frequency == 0:
                 acting_params = jax.tree.map(np.asarray, learner.params)
                 learner, loss = learn_group(learner, sample(args, rng, buffer, added), env_steps)
 
-            done = env_steps  # from here on, only saving and printing
+            done = env_steps  # completed steps, if Ctrl-C comes; then only saving and printing
             save_snapshot(args, done, learner)
             if time.time() - printed > 1 or done == args.total_timesteps:
                 printed = time.time()
                 report(args, done, env, buffer, loss, printed - compiled)
-    return jax.device_get(learner.params), *count(args, env, done, started, compiled)
+    return jax.device_get(learner.params), *statistics(args, env, done, started, compiled)
 
 
 def save_snapshot(args, env_steps, learner):
@@ -388,7 +433,7 @@ def save_snapshot(args, env_steps, learner):
 
 
 def report(args, env_steps, env, buffer, loss, seconds):
-    """Print the progress."""
+    """Print the progress. Raises BadRun if a number is not finite."""
     seen = {"observation": buffer.obs, "next observation": buffer.next_obs}
     for name, values in (seen | {"reward": buffer.reward, "loss": loss}).items():
         if not np.isfinite(values).all():
@@ -399,7 +444,7 @@ def report(args, env_steps, env, buffer, loss, seconds):
     print(f"{env_steps / seconds:,.0f} steps/s, {left:.0f} s left", flush=True)
 
 
-def count(args, env, env_steps, started, compiled):
+def statistics(args, env, env_steps, started, compiled):
     """The episodes of the run, and how long it took."""
     seconds = time.time() - compiled
     counts = {"env_steps": env_steps, "interrupted": env_steps < args.total_timesteps}
@@ -410,12 +455,12 @@ def count(args, env, env_steps, started, compiled):
 
 # ---------- Evaluation
 MAX_EVAL_STEPS = 100_000
-ENDLESS = f"""without a time limit, an episode of {MAX_EVAL_STEPS:,} steps stops the evaluation; use
-gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit"""
+ENDLESS = f"an episode of over {MAX_EVAL_STEPS:,} steps stops the evaluation; set a limit with "
+ENDLESS += "gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit"
 
 
 def play(params, env, seed, frames=None):
-    """The return of a greedy episode. Every second picture, at half size, is added to frames."""
+    """The return of a greedy episode. Adds every other frame, at half size, to the list frames."""
     obs, _ = env.reset(seed=seed)
     for t in range(MAX_EVAL_STEPS):
         action = int(q_values(params, obs[None]).argmax())
@@ -446,13 +491,13 @@ def summarize(args, env, returns):
     return agent | {"eval_return_min": returns.min(), "eval_episodes": returns.size}
 
 
-def film(args, env, params):
-    """Play an episode with each snapshot and with params; film if asked."""
+def play_snapshots(args, env, params):
+    """Play an episode with each snapshot, and with params; with capture_video, film it."""
     models = {path: load_model(path) for path in sorted(Path(args.output_dir).glob("model_*"))}
     models[Path(args.output_dir, "model.npz")] = params
-    for path, params in models.items():
+    for path, model in models.items():
         frames = [] if args.capture_video else None
-        print(f"{path.stem}: greedy return {play(params, wrap_env(env), 2**30, frames):.4g}")
+        print(f"{path.stem}: greedy return {play(model, wrap_env(env), 2**30, frames):.4g}")
         if frames:
             import imageio.v3
 
@@ -489,7 +534,7 @@ def make_env(args):
     try:
         return gymnasium.make(args.env_id, **options)
     except Exception as error:
-        if "Box2D" in str(error):  # under Python 3.14, it has to be compiled
+        if "Box2D" in str(error):  # there is no wheel for Python 3.14: add to Gymnasium's message
             error.args = (f"{error}. {BOX2D}",)
         refuse(error, "env_id")
 
@@ -519,8 +564,9 @@ def refuse(error, what):
 
     An error in the environment's own code is raised again as it is, with its traceback.
     """
-    *_, (frame, _) = traceback.walk_tb((error.__cause__ or error).__traceback__)
-    if frame.f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
+    origin = error.__cause__ or error
+    frames = [frame for frame, _ in traceback.walk_tb(origin.__traceback__)]
+    if frames[-1].f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
         raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
     raise error
 
@@ -554,7 +600,7 @@ def load_model(path, env=None):
 
 
 def prepare_output(args, env):
-    """Make output_dir. What keep and film will need has to be there before training."""
+    """Make output_dir. Fail now, not after training, if a package or the renderer is missing."""
     try:
         importlib.import_module("matplotlib")
         if args.capture_video:
@@ -596,7 +642,7 @@ def run(args):
             keep(args, params, episodes)
     try:
         if args.eval_frequency or args.capture_video:
-            film(args, env, params)
+            play_snapshots(args, env, params)
         summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]  # one agent
     finally:  # whatever stops the evaluation, the summary is kept
         if args.output_dir:

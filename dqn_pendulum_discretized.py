@@ -12,20 +12,23 @@ two kinds:
 - It takes the observation, and has an output for each listed action (--q-input state).
 - It takes the observation and an action, and has one output (--q-input state-action). Neighboring
   actions share what is learned, so the list can hold thousands. A maximum over thousands is slow,
-  so in training it is over --sampled-actions random ones, which lowers Q a little (Fourati et al.
-  2024, https://arxiv.org/abs/2405.10310).
+  so in training it is over --sampled-actions of them, drawn at random with replacement, which
+  lowers Q a little (Fourati et al. 2024, https://arxiv.org/abs/2405.10310).
 
-The environment is ordinary Python, not JAX, so the training loop can't be compiled. A call of a
-compiled function costs more than this small network's arithmetic, so the agent acts in NumPy.
-Meanwhile JAX updates the network in the background (asynchronous dispatch), with a group of updates
-in each call, so that the calls are few.
+The environment is ordinary Python, not JAX, so the training loop as a whole can't be compiled. A
+call of a compiled function costs more than this small network's arithmetic, so the agent acts in
+NumPy. JAX updates the network in the background, since a call of a compiled function returns before
+its result is there ("asynchronous dispatch"). Each call makes a group of updates, so that the calls
+are few.
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
-is optimal. Deep Q-learning (Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a
-network Q(s, a; w) with weights w. It trains on steps (s, a, r, s') drawn at random from a replay
-buffer, because consecutive steps are too similar. A second copy of the network, the target network
-with weights w-, lags behind w and keeps the targets steady. Each update takes a gradient step to
-reduce the mean of
+is optimal. It equals the reward r plus gamma times the best Q in the next state s' (Bellman). Deep
+Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
+Q(s, a; w) with weights w. It explores by acting epsilon-greedily: at random with probability
+epsilon, else by the largest Q. It learns from steps (s, a, r, s') drawn at random from a replay
+buffer, because consecutive steps resemble each other too much. A second network of the same shape,
+the target network, keeps the targets y steady: its weights, written w-, follow w with a delay. Each
+update takes a gradient step to reduce the mean of
 
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
@@ -35,18 +38,26 @@ dqn_lunarlander.py has Double DQN, which does.
     python dqn_pendulum_discretized.py --q-input state-action --num-actions 1000
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
 
-InvertedPendulum-v5 gives 4 numbers (position and velocity of a cart and of a pole on it) and takes
-a force on the cart, from -3 to 3. Each of at most 1000 steps pays 1, until the pole leans too far.
-It is solved if the mean return of 100 greedy episodes is at least 950 (Gymnasium's threshold).
-Pendulum-v1 gives 3 numbers and takes a torque from -2 to 2; the reward is negative until the
-pendulum is still at the top. It has no threshold. Returns are not discounted, Q is.
+InvertedPendulum-v5 gives 4 numbers (a cart's position, the angle of a pole on it, and how fast both
+change) and takes a force on the cart, from -3 to 3. Each of at most 1000 steps pays 1, until the
+pole leans too far. An agent has solved it if 100 episodes without random actions have a mean return
+of at least 950 (Gymnasium's threshold). Pendulum-v1 gives 3 numbers and takes a torque from -2 to
+2; rewards are negative, and 0 only while the pendulum stands still at the top without torque. It
+has no threshold. The return is the plain sum of rewards; Q is discounted, and of scaled rewards.
 @MEASURED@
 
-To learn DQN, read `q_values`, `sample`, `update` and `train`, in this order. From *Command line*
-on, nothing is about learning.
+To learn DQN, read `q_values`, `sample`, `update`, `learn` and `train`, in this order. The section
+*Command line* has nothing about learning, and in *Training* what follows `train` prints.
 
-Departures from Mnih et al. The last column says how many of 10 unseen agents solve
-InvertedPendulum-v5 if only this one is switched off, or turned to the paper's way:
+JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders, which
+have shapes but no values, and records the operations ("tracing"). Python's own values are constants
+in the result. So `if` works on settings, and `jnp.where` chooses between values of arrays. Arrays
+never change: `x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays are
+"pytrees", which all of JAX's functions take and return; `jax.tree.map(f, tree)` calls f on each
+array. `jax.lax.scan` is a compiled loop.
+
+Departures from Mnih et al. The last column says how many of 10 agents, trained with seeds that
+nothing was tuned on, solve InvertedPendulum-v5 when only this departure is undone:
 
 @TABLE@
 
@@ -87,7 +98,7 @@ class Args:
     env_id: str = "InvertedPendulum-v5"  # or another id, or my_module:MyEnv-v0
     num_actions: int = 5  # listed actions, evenly spaced from the lowest to the highest
     q_input: Literal["state", "state-action"] = "state"  # what the network takes
-    sampled_actions: int = 32  # for a maximum in training, if q_input is state-action
+    sampled_actions: int = 32  # drawn for a maximum in training, if q_input is state-action
     total_timesteps: int = 30_000  # environment steps
     train_frequency: int = 16  # environment steps between groups of updates
     gradient_steps: int = 8  # updates in a group
@@ -99,11 +110,11 @@ class Args:
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     learning_starts: int = 0  # environment steps before the first update
     gamma: float = 0.98  # discount per step
-    tau: float = 0.0064  # how far w- moves toward w; 1 copies w
+    tau: float = 0.0064  # how far w- moves toward w; 1 makes it equal to w
     target_network_frequency: int = 0  # environment steps between moves; 0: at every update
     reward_scale: float = 0.03  # rewards are multiplied by this before they are stored
-    end_e: float = 0.02  # epsilon, the fraction of random actions, at the end
-    exploration_fraction: float = 0.2  # part of the run in which epsilon falls from 1
+    end_e: float = 0.02  # the last epsilon, the probability of a random action
+    exploration_fraction: float = 0.2  # the part of the run in which epsilon falls from 1
     eval_episodes: int = 100  # greedy episodes at the end
     output_dir: str | None = None  # new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
@@ -128,7 +139,7 @@ def wrap_env(env):
     env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     flat_space = spaces.flatten_space(space)
     env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
-    # Your environment may already record statistics under the usual key. Ours is another.
+    # If your environment already records statistics under the usual key, ours must use another.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -140,15 +151,18 @@ def flatten(space, obs):
 
 
 def fits(space, obs):
-    """Whether an observation keeps its values when it is flattened. Bounds may be exceeded."""
+    """Whether an observation has the declared shape, and its values survive the declared type.
+
+    Values outside the bounds of a Box are allowed, since many environments exceed them.
+    """
     if isinstance(space, spaces.Dict):
-        return all(fits(part, obs[name]) for name, part in space.items())
+        return all(fits(part, obs.get(name)) for name, part in space.items())
     if isinstance(space, spaces.Tuple):
-        return all(map(fits, space, obs))
+        return len(obs) == len(space) and all(map(fits, space, obs))
     if not isinstance(space, spaces.Box):
         return space.contains(obs)
     x = np.asarray(obs)
-    # A Box of integers would round floats.
+    # A Box of floats takes any number, but a Box of integers would cut off fractions.
     kept = space.dtype.kind == "f" or np.array_equal(x, x.astype(space.dtype))
     return x.shape == space.shape and kept
 
@@ -167,7 +181,8 @@ def init_params(key, sizes, layer_norm):
     """
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
-    # One draw for all layers, more than is needed: JAX compiles each draw for 0.5 s.
+    # One draw serves all layers, since compiling each draw takes 0.5 s. Each layer uses the first
+    # part of its row.
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, minval=-1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -175,17 +190,18 @@ def init_params(key, sizes, layer_norm):
         params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
         params[f"b{i}"] = jnp.zeros(n_out, np.float32)
     if layer_norm:
-        # That it is there tells q_values to normalize, also in a saved model. The 1 is not used.
+        # A marker: q_values normalizes if this name is there. So a saved model remembers it. The
+        # number is never used, and its gradient is 0.
         params["layer_norm"] = jnp.ones(1, np.float32)
     return params
 
 
 def q_values(params, obs):
     """The network of --q-input state, Q(s, a) of every listed action: obs (B, O) -> (B, A)."""
-    # No `np.` or `jnp.` function is called on arrays here, so the same code acts on NumPy arrays
-    # and learns on JAX arrays.
+    # Only operators and methods are used, which NumPy's and JAX's arrays share. So the same code
+    # serves to act (NumPy) and to learn (JAX).
     x = obs.astype(np.float32)
-    last = len(params) // 2 - 1
+    last = len(params) // 2 - 1  # two arrays a layer; // drops the marker
     for i in range(last):
         x = x @ params[f"w{i}"] + params[f"b{i}"]
         if "layer_norm" in params:
@@ -197,11 +213,11 @@ def q_values(params, obs):
 def normalize(x):
     """Give each row mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3).
 
-    It has no trained gain and bias. It keeps the layers' outputs, and so the gradients, at one
-    size while the weights grow, which allows large learning rates and several layers.
+    There is no trained gain or bias. The outputs of a layer keep their size, whatever the size of
+    its weights, which makes large learning rates and several layers work (results/knobs.md).
     """
     n = x.shape[1]
-    x = x - x.sum(axis=1, keepdims=True) / n  # NumPy's mean() makes acting 1.3 times as long
+    x = x - x.sum(axis=1, keepdims=True) / n  # mean(): 1.3 times as long in NumPy
     return x / ((x * x).sum(axis=1, keepdims=True) / n + 1e-5) ** 0.5
 
 
@@ -215,16 +231,18 @@ def q_of_actions(params, obs, actions):
 
 
 # ---------- Replay buffer
-class Transition(NamedTuple):  # one; or arrays of many: (buffer_size, ...), (B, ...), (G, B, ...)
+# A Transition holds one transition, or arrays of many: of the whole buffer (buffer_size, ...), of a
+# batch (B, ...), or of the batches of a group of updates (G, B, ...).
+class Transition(NamedTuple):
     obs: np.ndarray
-    action: np.ndarray  # its number in the list
+    action: np.ndarray  # its index in the list
     reward: np.ndarray  # scaled
     discount: np.ndarray  # what the value of next_obs is multiplied by: gamma, or 0 if terminated
     next_obs: np.ndarray  # from before any reset
 
 
 def add(buffer, added, new):
-    """Write a transition over the oldest. `added` counts them all."""
+    """Write a transition over the oldest one. `added` is how many were written before."""
     for field, value in zip(buffer, new, strict=True):
         field[added % len(field)] = value
 
@@ -232,7 +250,8 @@ def add(buffer, added, new):
 def sample(args, rng, buffer, added):
     """Draw the batches of a group uniformly: arrays (G, B, ...).
 
-    They are copies, so acting can write to the buffer while JAX still learns from them.
+    NumPy copies what is indexed by an array. So JAX can learn from the batches in the background,
+    while acting writes to the buffer.
     """
     filled = min(added, args.buffer_size)
     rows = rng.integers(filled, size=(args.gradient_steps, args.batch_size))
@@ -240,7 +259,10 @@ def sample(args, rng, buffer, added):
 
 
 def draw_actions(args, rng, listed):
-    """For each update of a group, listed actions for a maximum, if the network takes actions."""
+    """Listed actions for the maximum in each update of a group (G, sampled_actions).
+
+    None if the network has an output for each action: then nothing has to be drawn.
+    """
     if args.q_input == "state":
         return None
     return rng.choice(listed, (args.gradient_steps, args.sampled_actions)).astype(np.float32)
@@ -254,7 +276,7 @@ class Learner(NamedTuple):
 
 
 def make_optimizer(args):
-    """Adam (Kingma and Ba 2015). Its learning rate falls linearly to 0 if anneal_lr."""
+    """Adam (Kingma and Ba 2015). With anneal_lr, its learning rate falls linearly to 0."""
     rate = args.learning_rate
     if args.anneal_lr:
         groups = (args.total_timesteps - args.learning_starts) / args.train_frequency
@@ -263,16 +285,21 @@ def make_optimizer(args):
 
 
 def update(args, listed, learner, batch, drawn, due):
-    """One gradient step. Returns the next Learner and the loss. due: whether w- moves."""
-    # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal: then the discount is 0.
-    if args.q_input == "state":  # a setting is known when JAX compiles, so `if` works
+    """One gradient step. Returns the next Learner and the loss.
+
+    due tells whether w- is to move. It counts only if target_network_frequency is not 0.
+    """
+    # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal: batch.discount is 0 there,
+    # and gamma elsewhere.
+    if args.q_input == "state":  # a setting, so `if` works
         next_q = q_values(learner.target_params, batch.next_obs)
     else:
         next_q = q_of_actions(learner.target_params, batch.next_obs, drawn)
     target = batch.reward + batch.discount * jnp.max(next_q, axis=1)
 
-    # JAX differentiates loss_fn with respect to its argument. target is a constant inside it.
-    def loss_fn(params):  # with q = Q(s, a; w)
+    # value_and_grad differentiates loss_fn with respect to its argument. target was computed
+    # outside, so it counts as a constant.
+    def loss_fn(params):  # q is Q(s, a; w)
         if args.q_input == "state":
             q = q_values(params, batch.obs)[jnp.arange(args.batch_size), batch.action]
         else:
@@ -280,35 +307,44 @@ def update(args, listed, learner, batch, drawn, due):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is a pair of pure functions. All that Adam remembers is in opt_state.
+    # An optax optimizer is a pair of pure functions, so it may be made anew here: all that Adam
+    # remembers, and the number of updates for its schedule, is in opt_state.
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, args.tau)
     if args.target_network_frequency:
-        # optax takes the new w- if its third argument is a multiple of the fourth: 0 is, 1 is not.
-        target_params = optax.periodic_update(target_params, learner.target_params, 1 - due, 2)
+        # periodic_update(new, old, step, period) is new if step % period == 0, else old.
+        step = jnp.where(due, 0, 1)
+        target_params = optax.periodic_update(target_params, learner.target_params, step, 2)
     return Learner(params, target_params, opt_state), loss
 
 
 def learn(args, listed, learner, batches, drawn, env_steps):
-    """A group of updates. Returns the Learner and the last loss."""
-    # w- moves at the first update at or after each multiple of the frequency.
-    first = jnp.arange(args.gradient_steps) == 0
-    if args.target_network_frequency:
-        first &= env_steps % args.target_network_frequency < args.train_frequency
+    """A group of updates. Returns the Learner and the last loss.
 
-    # `scan` is a compiled loop: for inputs in zip(...): learner, loss = one_update(...)
+    train compiles `partial(learn, args, listed)`, which is learn with these arguments filled in:
+    ordinary Python objects and constants. env_steps is an array to JAX, so it may change.
+    """
+    due = jnp.full(args.gradient_steps, True)
+    if args.target_network_frequency:
+        # Has a multiple of the frequency been reached or passed since the last group? Then w-
+        # moves, at the first update of this group.
+        passed = env_steps % args.target_network_frequency < args.train_frequency
+        due = passed & (jnp.arange(args.gradient_steps) == 0)
+
+    # `scan` is a compiled loop: for g in range(G): learner, loss = one_update(learner, inputs_g).
+    # inputs_g has entry g of each array, and the losses are stacked.
     def one_update(learner, inputs):
         return update(args, listed, learner, *inputs)
 
-    learner, losses = jax.lax.scan(one_update, learner, (batches, drawn, first))
+    learner, losses = jax.lax.scan(one_update, learner, (batches, drawn, due))
     return learner, losses[-1]
 
 
 # ---------- Training
 def act(args, rng, params, obs, env_steps, listed):
-    """The number of an epsilon-greedy action."""
+    """The index of an epsilon-greedy action."""
     falling_steps = max(1, args.exploration_fraction * args.total_timesteps)
     progress = min(1, env_steps / falling_steps)
     epsilon = 1 + (args.end_e - 1) * progress
@@ -321,7 +357,7 @@ def act(args, rng, params, obs, env_steps, listed):
 
 
 def init_learner(args, obs_size):
-    """The weights, the same for w and w-, and an optimizer that has seen nothing."""
+    """New weights, the same for w and w-, and the optimizer's state before any update."""
     sizes = obs_size, *args.hidden_sizes, args.num_actions
     if args.q_input == "state-action":
         sizes = obs_size + 1, *args.hidden_sizes, 1
@@ -330,10 +366,15 @@ def init_learner(args, obs_size):
 
 
 def init_buffer(args, obs_size):
-    """An empty buffer."""
-    obs = np.zeros((args.buffer_size, obs_size), np.float32)
-    zeros = np.zeros(args.buffer_size, np.float32)
-    return Transition(obs, zeros.astype(int), zeros.copy(), zeros, obs.copy())
+    """An empty buffer: arrays of zeros, which add overwrites."""
+    rows = args.buffer_size
+    return Transition(
+        obs=np.zeros((rows, obs_size), np.float32),
+        action=np.zeros(rows, int),
+        reward=np.zeros(rows, np.float32),
+        discount=np.zeros(rows, np.float32),
+        next_obs=np.zeros((rows, obs_size), np.float32),
+    )
 
 
 def train(args, env):
@@ -349,11 +390,12 @@ def train(args, env):
     rng = np.random.default_rng(args.seed)
     listed = list_actions(args, env)
     (obs_size,) = env.observation_space.shape
-    learner = jax.jit(partial(init_learner, args, obs_size))()
+    learner = jax.jit(partial(init_learner, args, obs_size))()  # compiled as a whole: faster
     buffer = init_buffer(args, obs_size)
-    # `jit` compiles at the first call: this one, on an empty buffer. Its result is not used.
+    # Compile by a first call, on zeros, whose result is not used.
     learn_group = jax.jit(partial(learn, args, jnp.asarray(listed, np.float32)))
-    learn_group(learner, sample(args, rng, buffer, 1), draw_actions(args, rng, listed), 0)
+    drawn = draw_actions(args, rng, listed)
+    learn_group(learner, sample(args, rng, buffer, added=1), drawn, 0)
     acting_params = jax.tree.map(np.asarray, learner.params)
     compiled = printed = time.time()
     loss = 0.0
@@ -361,9 +403,9 @@ def train(args, env):
     obs, _ = env.reset(seed=int(rng.integers(2**30)))
     with contextlib.suppress(KeyboardInterrupt):
         for env_steps in range(1, args.total_timesteps + 1):
-            # Act and step.
+            # Act and step. The index [action] gives an array of one number, a copy.
             action = act(args, rng, acting_params, obs, env_steps, listed)
-            next_obs, reward, terminated, truncated, _ = env.step(listed[action, None])
+            next_obs, reward, terminated, truncated, _ = env.step(listed[[action]])
 
             # Store. Only termination makes the value of next_obs 0: a truncated one could go on.
             discount = 0.0 if terminated else args.gamma
@@ -373,23 +415,23 @@ def train(args, env):
             if terminated or truncated:
                 obs, _ = env.reset()
 
-            # Learn. np.asarray waits for the previous group of updates: act with its weights, while
-            # JAX works on the next group in the background (the call returns at once).
+            # Learn. np.asarray waits for the previous group of updates. Act with its weights, while
+            # JAX works on the next group in the background: the call returns at once.
             if env_steps > args.learning_starts and env_steps % args.train_frequency == 0:
                 acting_params = jax.tree.map(np.asarray, learner.params)
                 batches = sample(args, rng, buffer, env_steps)
                 drawn = draw_actions(args, rng, listed)
                 learner, loss = learn_group(learner, batches, drawn, env_steps)
 
-            done = env_steps  # from here on, only saving and printing
+            done = env_steps  # completed steps, if Ctrl-C comes; then only saving and printing
             if time.time() - printed > 1 or done == args.total_timesteps:
                 printed = time.time()
                 report(args, done, env, buffer, loss, printed - compiled)
-    return jax.device_get(learner.params), *count(args, env, done, started, compiled)
+    return jax.device_get(learner.params), *statistics(args, env, done, started, compiled)
 
 
 def report(args, env_steps, env, buffer, loss, seconds):
-    """Print the progress."""
+    """Print the progress. Raises BadRun if a number is not finite."""
     seen = {"observation": buffer.obs, "next observation": buffer.next_obs}
     for name, values in (seen | {"reward": buffer.reward, "loss": loss}).items():
         if not np.isfinite(values).all():
@@ -400,7 +442,7 @@ def report(args, env_steps, env, buffer, loss, seconds):
     print(f"{env_steps / seconds:,.0f} steps/s, {left:.0f} s left", flush=True)
 
 
-def count(args, env, env_steps, started, compiled):
+def statistics(args, env, env_steps, started, compiled):
     """The episodes of the run, and how long it took."""
     seconds = time.time() - compiled
     counts = {"env_steps": env_steps, "interrupted": env_steps < args.total_timesteps}
@@ -411,8 +453,8 @@ def count(args, env, env_steps, started, compiled):
 
 # ---------- Evaluation
 MAX_EVAL_STEPS = 100_000
-ENDLESS = f"""without a time limit, an episode of {MAX_EVAL_STEPS:,} steps stops the evaluation; use
-gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit"""
+ENDLESS = f"an episode of over {MAX_EVAL_STEPS:,} steps stops the evaluation; set a limit with "
+ENDLESS += "gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers.TimeLimit"
 
 
 def play(args, params, env, seed):
@@ -424,7 +466,7 @@ def play(args, params, env, seed):
             q = q_values(params, obs[None])
         else:
             q = q_of_actions(params, obs[None], listed)
-        obs, _, terminated, truncated, _ = env.step(listed[q.argmax(), None])
+        obs, _, terminated, truncated, _ = env.step(listed[[q.argmax()]])
         if terminated or truncated:
             return env.return_queue[-1]
     raise BadRun(ENDLESS)
@@ -505,8 +547,9 @@ def refuse(error, what):
 
     An error in the environment's own code is raised again as it is, with its traceback.
     """
-    *_, (frame, _) = traceback.walk_tb((error.__cause__ or error).__traceback__)
-    if frame.f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
+    origin = error.__cause__ or error
+    frames = [frame for frame, _ in traceback.walk_tb(origin.__traceback__)]
+    if frames[-1].f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
         raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
     raise error
 

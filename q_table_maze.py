@@ -2,10 +2,11 @@
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,!=0.11.1", "numpy>=2.4", "tyro>=1.0.17", "matplotlib>=3.11"]
 # ///
-"""Q-learning in a maze, on a table or with a network, checked against the exact values.
+"""Q-learning in a maze, on a table or with a linear network, checked against the exact values.
 
-What it teaches: the Bellman update, on which Deep Q-learning (DQN) rests. DQN adds a deep network,
-a replay buffer and a target network; see dqn_cartpole_jax.py.
+What it teaches: the update on which Deep Q-learning (DQN) rests. DQN adds a deep network, a replay
+buffer and a target network; see dqn_cartpole_jax.py. The network here has one layer and computes
+what the table does: it shows the step from a table to weights and gradients.
 
 Q(s, a) is the expected discounted sum of rewards after action a in cell s, if every later action
 is optimal. After a step from s to s' with reward r, Q-learning (Watkins and Dayan 1992,
@@ -23,21 +24,29 @@ value of s'.
     python q_table_maze.py --board 8x8 --slip-prob 0.6667 --output-dir runs/1
     python q_table_maze.py --method network
 
-An agent has solved a board if its greedy policy is within 0.001 of the best one in every cell. A
-maze is small enough to compute the exact values, by value iteration. @MEASURED@
+An agent has solved a board if always taking the action with the largest Q is worth at most 0.001
+less than the best policy, in every free cell. A maze is small enough to compute the exact values,
+by value iteration. @MEASURED@
 
-To learn Q-learning, read `step`, `q_values`, `update` and `act_and_learn`, in this order. From
-*Command line* on, nothing is about learning.
+To learn Q-learning, read `step`, `q_values`, `update` and `act_and_learn`, in this order. The
+section *Command line* has nothing about learning.
 
-What this file does beyond the update, so that it always finds the best policy:
-- Episodes start in random free cells, so that all cells are visited (Sutton and Barto 2018).
-- The result is the average of the values over the second half of the run (Polyak and Juditsky
-  1992). The last values alone still move with each random slip.
+What this file does beyond the update, so that it finds the best policy with its default settings:
+- After the first, episodes start in random free cells, so that all are visited (exploring starts,
+  Sutton and Barto 2018, section 5.3).
+- The result is the average of the values after each chunk of the second half of the run (Polyak and
+  Juditsky 1992). The last values alone still move with each random slip. The agent acts with its
+  newest values, not with the average.
 - On ice (--slip-prob), targets are random, so alpha falls with the number of visits to (s, a).
+  Elsewhere the targets of a step are always the same, and alpha is 1: Q becomes y.
 
-Letters in shapes: S cells, A actions. `jax.jit` compiles a function before its arrays have
-values, so branch on array values with `jnp.where`, not `if`. Settings are known by then, so `if`
-works with them. `x.at[i].add(1)` is a copy of x with x[i] one larger; compiled, it copies nothing.
+JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders, which
+have shapes but no values, and records the operations ("tracing"). Python's own values are constants
+in the result. So `if` works on settings, and `jnp.where` chooses between values of arrays. Arrays
+never change: `x.at[i].add(1)` is a new array, with x[i] one larger; compiled, it is usually done in
+place. `jax.grad(f)` is a function that computes the gradient of f.
+
+Letters in shapes: S cells, A actions, B several cells at once.
 """
 
 import contextlib
@@ -63,15 +72,15 @@ class Args:
     """Q-learning in a maze."""
 
     seed: int = 1  # the same seed, machine and versions give the same result
-    board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8, or rows of S start, F free, H hole, G goal: SFH/HFG
+    board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8, or rows like SFH/HFG: S start, F free, H hole, G goal
     slip_prob: float = 0.0  # chance to slip sideways, as on ice; FrozenLake's is 2/3
-    total_timesteps: int = 0  # environment steps; 0: enough for the board
+    total_timesteps: int = 0  # environment steps; 0 means enough for the board
     max_episode_steps: int = 100  # the time limit
-    method: Literal["table", "network"] = "table"  # or a linear network on one-hot states
-    learning_rate: float = 1.0  # initial alpha
+    method: Literal["table", "network"] = "table"  # network: linear, on one-hot states
+    learning_rate: float = 1.0  # alpha, or the first alpha on ice
     decay_power: float = 0.7  # on ice, alpha at visit n is learning_rate / n^decay_power
     gamma: float = 0.95  # discount per step
-    epsilon: float = 0.5  # fraction of random actions
+    epsilon: float = 0.5  # the probability of a random action
     eval_episodes: int = 100  # greedy episodes at the end
     output_dir: str | None = None  # new folder for the results
     load_model: str | None = None  # evaluate this model.npz instead of training
@@ -96,7 +105,8 @@ BOARDS = {
 }
 ACTIONS = 4
 MOVES = ((0, -1), (0, 1), (-1, 0), (1, 0))  # left, right, up, down: change of row and column
-TURNS = [[0, 2, 3], [1, 2, 3], [2, 0, 1], [3, 0, 1]]  # moves straight on, and to either side
+# For each action, the move that happens: the same, or a slip to either side.
+TURNS = [[0, 2, 3], [1, 2, 3], [2, 0, 1], [3, 0, 1]]
 
 
 class Maze(NamedTuple):
@@ -121,6 +131,7 @@ def read_board(board):
     if {len(row) for row in rows} != {shape[1]} or start.sum() != 1 or set(cells) - set("SFHG"):
         raise BadInput("board must be equally long rows of S, F, H and G, with one S")
     places = np.indices(shape).reshape(2, -1).T  # (S, 2) row and column
+    # At the edge of the board, a move stays where it is.
     moved = np.clip(places[:, None] + MOVES, 0, np.array(shape) - 1)  # (S, A, 2)
     numbers = moved @ [shape[1], 1]  # (S, A) row * columns + column
     neighbor = numbers[:, TURNS]  # (S, A, 3)
@@ -141,7 +152,8 @@ def step(args, maze, state, action, noise):
 def exact_q(args, maze, policy=None):
     """Q (S, A) of the best policy, by value iteration (Bellman 1957).
 
-    If policy (S,) is given: Q of always acting like it, by policy evaluation.
+    If policy (S,) is given: Q of following it, by policy evaluation. Rows of cells that end the
+    episode mean nothing.
     """
     q = np.zeros(maze.neighbor.shape[:2])
     change = 1.0
@@ -164,7 +176,7 @@ def init_params(method, sizes):
 
 
 def q_values(params, obs):
-    """Q(s, a) of every action: obs, one cell's number or (B,) -> (A,) or (B, A)."""
+    """Q(s, a) of every action. obs is a cell's number, and gives (A,); or (B,), giving (B, A)."""
     if "q_table" in params:  # names are known while compiling, so `if` works
         return params["q_table"][obs]
     # The product picks a row of w0: a table is a network on one-hot states.
@@ -173,7 +185,7 @@ def q_values(params, obs):
 
 # ---------- Learning
 def update(args, params, obs, action, reward, next_obs, terminated, alpha):
-    """One step of Q-learning at (obs, action). Both methods compute the same."""
+    """One step of Q-learning at (obs, action). Table and network get the same new values."""
     # y = r + gamma max_a' Q(s', a'),   or y = r if s' is terminal
     target = reward + args.gamma * jnp.where(terminated, 0, jnp.max(q_values(params, next_obs)))
     if "q_table" in params:
@@ -181,7 +193,8 @@ def update(args, params, obs, action, reward, next_obs, terminated, alpha):
         q_table = params["q_table"]
         return {"q_table": q_table.at[obs, action].add(alpha * (target - q_table[obs, action]))}
 
-    # y was computed outside, a constant: the gradient is -(y - Q(s, a)) at the pair, 0 elsewhere.
+    # The target y was computed outside of loss_fn, so jax.grad takes it as a constant. The gradient
+    # is -(y - Q(s, a)) at (obs, action), and 0 elsewhere.
     def loss_fn(params):
         return 0.5 * (target - q_values(params, obs)[action]) ** 2
 
@@ -194,12 +207,15 @@ class Agent(NamedTuple):  # everything that changes in training
     params: dict
     visits: Array  # (S, A) how often each pair was updated
     state: EnvState
-    returns: Array  # the current episode's sum
+    returns: Array  # the sum of rewards so far in the current episode
 
 
 def act_and_learn(args, maze, agent, noise):
-    """A step and an update. Returns the Agent, whether the episode ended, and its return."""
-    explore, pick, slip, place = noise  # uniform in [0, 1)
+    """A step and an update. noise is four numbers, uniform in [0, 1).
+
+    Returns the Agent, whether the episode ended, and the sum of its rewards.
+    """
+    explore, pick, slip, place = noise
 
     # Act: epsilon-greedy.
     obs = agent.state.cell
@@ -225,7 +241,10 @@ def act_and_learn(args, maze, agent, noise):
 
 
 def train_chunk(args, maze, agent, noise, steps):
-    """Returns the Agent, how many episodes ended, and the sum of their returns."""
+    """A chunk of steps. Returns the Agent, how many episodes ended, and the sum of their returns.
+
+    noise (chunk, 4) has the random numbers of each step.
+    """
 
     def one_step(i, carry):
         agent, episodes, total = carry
@@ -239,9 +258,10 @@ def train_chunk(args, maze, agent, noise, steps):
 def train(args):
     """Returns params, windows (environment step, recent return, largest error) and timings.
 
-    A window is a chunk of steps, and its recent return is the mean return of the episodes that
-    ended in it. The error is that of what would be returned at its end. Ctrl-C ends the run early.
-    Raises BadInput on bad settings.
+    A window is a chunk of steps. Its recent return is the mean return of the episodes that ended in
+    it, random actions and random starts included. The largest error is |Q - exact Q| of the average
+    that train would return if it stopped there. Ctrl-C ends the run early. Raises BadInput on bad
+    settings.
     """
     check(args)
     started = time.time()
@@ -253,22 +273,27 @@ def train(args):
     rng = np.random.default_rng(args.seed)
     noise = rng.random((chunk, 4), np.float32)
     agent = init_agent(args, maze)
-    # Donated: the new agent overwrites the old one in memory.
-    world = jax.tree.map(jnp.asarray, maze)
+    world = jax.tree.map(jnp.asarray, maze)  # NumPy's arrays don't take placeholders as indices
+    # `partial` fills in the first arguments, as constants. Donated: the new agent overwrites the
+    # old one in memory.
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
-    agent, _, _ = run_chunk(agent, noise, 0)  # no steps, only to compile
+    agent, _, _ = run_chunk(agent, noise, 0)  # no steps, only to compile; any number may follow
     compiled = printed = time.time()
     env_steps = 0
     windows = []
-    sums = [np.zeros(exact.shape)]  # sums[n] is the sum of the values after each of n chunks
+    sums = [
+        np.zeros(exact.shape)
+    ]  # sums[n] is the sum of the values after each of the first n chunks
     with contextlib.suppress(KeyboardInterrupt):
         while env_steps < timesteps:
             steps = min(chunk, timesteps - env_steps)
             # The call returns at once, so NumPy draws while JAX works. `device_get` waits for it.
             agent, episodes, total = run_chunk(agent, noise, steps)
             noise = rng.random(noise.shape, np.float32)
-            params, episodes, total = jax.device_get((agent.params, episodes, total))
-            sums.append(sums[-1] + np.asarray(*params.values()))
+            (values,), episodes, total = jax.device_get(
+                (list(agent.params.values()), episodes, total)
+            )
+            sums.append(sums[-1] + values)
             env_steps += steps
             # From here on, only measuring and printing.
             error = np.abs(average(sums) - exact)[maze.free].max()
@@ -281,12 +306,14 @@ def train(args):
     counts = {"env_steps": env_steps, "interrupted": env_steps < timesteps}
     counts |= {"compile_seconds": compiled - started, "train_seconds": seconds}
     counts["steps_per_second"] = env_steps / seconds
-    params = {name: average(sums).astype(np.float32) for name in params}
+    params = {name: average(sums).astype(np.float32) for name in agent.params}
     return params, np.array(windows, float).reshape(-1, 3), counts
 
 
 def run_length(args, cells):
-    """total_timesteps, or enough for the board: ice needs more, and the network is slow."""
+    """total_timesteps, or enough for the board. Ice needs more; the network, which is slow, gets
+    fewer even there.
+    """
     if args.total_timesteps:
         return args.total_timesteps
     if args.slip_prob and args.method == "table":

@@ -147,7 +147,7 @@ def all_rows():
 
 # ---------- Running
 # Functions that only check, print or save: they can't change what is learned.
-PLUMBING = "make_env refuse check_env report count summarize film save_snapshot".split()
+PLUMBING = "report statistics summarize play_snapshots save_snapshot".split()
 
 
 class OnlyLearning(ast.NodeTransformer):

@@ -347,12 +347,15 @@ def test_links_lead_to_files():
     assert all((ROOT / link).exists() for link in links)
 
 
-def test_the_snippets_run():
-    """With fewer steps and episodes, in CartPole."""
+def test_the_snippets_run(kept, tmp_path, monkeypatch):
+    """With fewer steps and episodes, in CartPole, without a window; one loads a kept model."""
+    shutil.copytree(kept / "dqn_cartpole_jax", tmp_path / "runs" / "1")
+    monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert snippets
     for snippet in snippets:
-        code = re.sub(r"\b\d+_000\b", "3_200", snippet)
-        if "eval_episodes" not in code:
-            code = code.replace("Args(", "Args(eval_episodes=2, ")
+        code = re.sub(r"\b\d+_000\b", "3_200", snippet).replace("human", "rgb_array")
+        for setting in ("eval_episodes=2", "total_timesteps=3_200"):
+            if setting.partition("=")[0] + "=" not in code:
+                code = code.replace("Args(", f"Args({setting}, ")
         exec(code, {"env": gymnasium.make("CartPole-v1")})

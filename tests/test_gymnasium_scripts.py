@@ -37,7 +37,7 @@ def test_values_that_are_known(kind, dqn, changes):
 
     PaysLater is worth gamma times the best reward, or the mean best of three actions drawn.
     """
-    args = small(dqn, **changes)
+    args = small(dqn, hidden_sizes=(32,), **changes)
     env = kind(dqn)
     params, episodes, counts = dqn.train(args, env)
     q_values = dqn.q_values
@@ -68,8 +68,8 @@ def test_values_that_are_known(kind, dqn, changes):
 
 
 def test_frozen_lake_without_slipping():
-    """A numbered cell, a sparse reward: after 10,000 steps, the goal is reached greedily."""
-    args = lander.Args(total_timesteps=10_000, gamma=0.95, reward_scale=1.0)
+    """A numbered cell, a sparse reward: after 4,000 steps, the goal is reached greedily."""
+    args = lander.Args(total_timesteps=4_000, gamma=0.95, reward_scale=1.0, eval_episodes=5)
     env = gymnasium.make("FrozenLake-v1", is_slippery=False)
     params, _, _ = lander.train(args, env)
     assert np.all(lander.evaluate(args, params, env) == 1)
@@ -222,7 +222,7 @@ def test_only_the_first_update_of_a_group_moves_the_target_network(env_steps, mo
         if k == 0:
             first = one_by_one.params
     assert_close(after.params, one_by_one.params, 1e-4)
-    assert loss == pytest.approx(last_loss, rel=1e-3)
+    assert_close(loss, last_loss, 1e-3)
     assert_close(after.target_params, first if moves else learner.target_params, 1e-4)
 
 
