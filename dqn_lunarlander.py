@@ -506,7 +506,8 @@ def play_snapshots(args, env, params):
 
 # ---------- Command line
 API = "reset(seed=...) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
-BOX2D = "On Debian: apt install build-essential python3-dev swig; then pip install gymnasium[box2d]"
+BOX2D = "it needs Box2D: pip install 'gymnasium[box2d]' (under Python 3.14 first, on Debian: apt "
+BOX2D += "install build-essential python3-dev swig); other environments work without it"
 UNEVEN = "some observations are 100 times others: try gymnasium.wrappers.NormalizeObservation"
 
 
@@ -534,8 +535,8 @@ def make_env(args):
     try:
         return gymnasium.make(args.env_id, **options)
     except Exception as error:
-        if "Box2D" in str(error):  # there is no wheel for Python 3.14: add to Gymnasium's message
-            error.args = (f"{error}. {BOX2D}",)
+        if "Box2D" in str(error):  # Gymnasium's own advice fails under Python 3.14
+            raise BadInput(f"env_id: {BOX2D}") from error
         refuse(error, "env_id")
 
 
