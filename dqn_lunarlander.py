@@ -460,12 +460,12 @@ ENDLESS += "gymnasium.register(..., max_episode_steps=...) or gymnasium.wrappers
 
 
 def play(params, env, seed, frames=None):
-    """The return of a greedy episode. Adds every other frame, at half size, to the list frames."""
+    """The return of a greedy episode. Adds every other frame, at half size."""
     obs, _ = env.reset(seed=seed)
     for t in range(MAX_EVAL_STEPS):
         action = int(q_values(params, obs[None]).argmax())
         obs, _, terminated, truncated, _ = env.step(int(env.action_space.start) + action)
-        if frames is not None and t % 2 == 0:
+        if frames is not None and t % 2 == 0 and t < 2_000:
             frames.append(env.render()[::2, ::2].copy())
         if terminated or truncated:
             return env.return_queue[-1]
@@ -508,7 +508,7 @@ def play_snapshots(args, env, params):
 API = "reset(seed=...) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
 BOX2D = "it needs Box2D: pip install 'gymnasium[box2d]' (under Python 3.14 first, on Debian: apt "
 BOX2D += "install build-essential python3-dev swig); other environments work without it"
-UNEVEN = "some observations are 100 times others: try gymnasium.wrappers.NormalizeObservation"
+UNEVEN = "some observations may be 100 times others: try gymnasium.wrappers.RescaleObservation"
 
 
 def check(args):
@@ -567,7 +567,8 @@ def refuse(error, what):
     """
     origin = error.__cause__ or error
     frames = [frame for frame, _ in traceback.walk_tb(origin.__traceback__)]
-    if frames[-1].f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
+    places = __name__, "gymnasium", "importlib", "pathlib"
+    if frames[-1].f_globals["__name__"].split(".")[0] in places:
         raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
     raise error
 
@@ -576,7 +577,7 @@ def warn(env):
     """Print what may go wrong with this environment, although it fits."""
     space = wrap_env(env).observation_space
     sizes = np.maximum(abs(space.low), abs(space.high)).astype(float)
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    sizes = sizes[(sizes < 1e30) & (sizes > 0)]  # many environments declare 3.4e38 for no bound
     if sizes.size and sizes.max() > 100 * sizes.min():
         print(f"warning: {UNEVEN}", file=sys.stderr)
     if env.spec and env.spec.max_episode_steps is None:
@@ -608,8 +609,8 @@ def prepare_output(args, env):
             importlib.import_module("imageio")
             env.render()[::2, ::2]
         Path(args.output_dir).mkdir(parents=True)
-    except (ImportError, OSError, TypeError, gymnasium.error.Error) as error:
-        raise BadInput(f"output_dir or capture_video: {error}") from error
+    except Exception as error:
+        refuse(error, "output_dir or capture_video")
 
 
 def keep(args, params, episodes):
@@ -629,7 +630,8 @@ def run(args):
     check(args)
     env = make_env(args)
     check_env(env)
-    warn(env)
+    if not args.load_model:
+        warn(env)
     if args.load_model:
         params = load_model(args.load_model, env)
     if args.output_dir:

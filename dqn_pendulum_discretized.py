@@ -493,7 +493,7 @@ def summarize(args, env, returns):
 
 # ---------- Command line
 API = "reset(seed=...) -> obs, info; step(action) -> obs, reward, terminated, truncated, info"
-UNEVEN = "some observations are 100 times others: try gymnasium.wrappers.NormalizeObservation"
+UNEVEN = "some observations may be 100 times others: try gymnasium.wrappers.RescaleObservation"
 
 
 def check(args):
@@ -549,7 +549,8 @@ def refuse(error, what):
     """
     origin = error.__cause__ or error
     frames = [frame for frame, _ in traceback.walk_tb(origin.__traceback__)]
-    if frames[-1].f_globals["__name__"].split(".")[0] in (__name__, "gymnasium", "importlib"):
+    places = __name__, "gymnasium", "importlib", "pathlib"
+    if frames[-1].f_globals["__name__"].split(".")[0] in places:
         raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
     raise error
 
@@ -558,7 +559,7 @@ def warn(env):
     """Print what may go wrong with this environment, although it fits."""
     space = wrap_env(env).observation_space
     sizes = np.maximum(abs(space.low), abs(space.high)).astype(float)
-    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    sizes = sizes[(sizes < 1e30) & (sizes > 0)]  # many environments declare 3.4e38 for no bound
     if sizes.size and sizes.max() > 100 * sizes.min():
         print(f"warning: {UNEVEN}", file=sys.stderr)
     if env.spec and env.spec.max_episode_steps is None:
@@ -614,7 +615,8 @@ def run(args):
     check(args)
     env = make_env(args)
     check_env(env)
-    warn(env)
+    if not args.load_model:
+        warn(env)
     if args.load_model:
         params = load_model(args.load_model, args, env)
     if args.output_dir:

@@ -130,8 +130,12 @@ def rows_of(name, script, flags, first, defaults, knobs, switches, agents=1):
 
 def all_rows():
     yield from rows_of("CartPole", CARTPOLE, "", 10000, 1000, 100, 100, agents=100)
-    flags = f"{PLAIN} --num-envs 10"
-    yield Row("CartPole, plain", CARTPOLE, flags, 10000, 1, 100)
+    yield Row("CartPole, plain", CARTPOLE, f"{PLAIN} --num-envs 10", 10000, 1, 20)
+    flags = f"{PLAIN} --no-double-dqn --loss squared --reward-scale 1 --gamma 0.99"
+    flags += " --train-frequency 10 --gradient-steps 1"
+    yield Row("LunarLander, plain", LANDER, flags, 6500, 10)
+    flags = flags.replace("--n-step 1 ", "").replace(" --no-double-dqn --loss squared", "")
+    yield Row("InvertedPendulum, plain", PENDULUM, f"{flags} --total-timesteps 100000", 6500, 10)
     yield from rows_of("LunarLander", LANDER, "", 6500, 20, 6, 10)
     yield from rows_of("InvertedPendulum", PENDULUM, "--eval-episodes 100", 6500, 30, 10, 10)
     yield from rows_of("Pendulum", PENDULUM, SWING, 6500, 20, 5, 0)
@@ -187,7 +191,7 @@ def run(row, seed, core):
     flags = f"{row.flags} --seed {seed}"
     if row.agents > 1:
         flags += f" --num-seeds {row.agents}"
-    folder = RUNS / f"{row.script[:-3]} {flags}".replace(" ", "_").replace("/", "-")
+    folder = RUNS / f"{row.name}, {seed}".replace("/", "-")
     shutil.rmtree(folder, ignore_errors=True)
     command = ["taskset", "-c", core, sys.executable, row.script, *flags.split()]
     command += ["--output-dir", str(folder)]
