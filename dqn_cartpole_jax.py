@@ -28,7 +28,9 @@ dqn_lunarlander.py has Double DQN, which does.
     python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1  train sixteen, save the results
 
 An agent has solved CartPole-v1 if 100 episodes without random actions have a mean return, the sum
-of rewards, of at least 475 of 500 (Gymnasium's threshold). @MEASURED@
+of rewards, of at least 475 of 500 (Gymnasium's threshold). Of 1,000 agents, trained with seeds that
+nothing was tuned on, all solve it: mean 500.0, worst 490.9. Training an agent takes about 0.2 s on
+one core of a server, after about 3 s of compiling.
 
 To learn DQN, read `q_values`, `sample`, `extend`, `update` and `joint_step`, in this order. The
 section *Command line* has nothing about learning, and in *Training* what follows `train` prints.
@@ -43,7 +45,17 @@ array. `jax.vmap(f)` is f for arrays with one more axis; `jax.lax.scan` is a com
 Departures from Mnih et al. The last column says how many of 100 agents, trained with seeds
 that nothing was tuned on, solve CartPole when only this departure is undone:
 
-@TABLE@
+    departure                                 undone by                                 solved by
+    targets sum n rewards                     --n-step 1                                      100
+    w- moves a little at every update         --tau 1 --target-network-frequency 500          100
+    the learning rate falls to 0              --no-anneal-lr                                   99
+    hidden layers are normalized              --no-layer-norm                                  99
+    learning starts at once                   --learning-starts 10000                         100
+    N environments step between two updates   --num-envs 1                           not measured
+    observations are divided by usual sizes   setting OBS_SCALE to 1 (no flag)       not measured
+
+With the defaults, all 100 do: at these settings, no departure is needed alone. results/knobs.md also
+has what happens if a knob is turned.
 
 Two differences have no switch: Adam replaces RMSProp, and errors are not clipped. Plain DQN, with
 every departure of the table undone:
