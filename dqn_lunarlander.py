@@ -13,7 +13,7 @@ returns before its result is there ("asynchronous dispatch"). Each call makes a 
 that the calls are few.
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
-is optimal. It equals the reward r plus gamma times the best Q in the next state s' (Bellman). Deep
+is optimal. It is the mean of r + gamma max_a' Q(s', a') over the reward r and next state s'. Deep
 Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
 Q(s, a; w) with weights w. It explores by acting epsilon-greedily: at random with probability
 epsilon, else by the largest Q. It learns from steps (s, a, r, s') drawn at random from a replay
@@ -36,16 +36,17 @@ costs 100, and engines cost a little. The time limit is 1,000 steps. An agent ha
 episodes without random actions have a mean return of at least 200. The return is the plain sum of
 rewards; Q is discounted, and of scaled rewards. @MEASURED@
 
-To learn DQN, read `q_values`, `Transition`, `extend`, `sample`, `update`, `learn` and `train`, in
-this order. The section *Command line* has nothing about learning, and in *Training* what follows
-`train` prints.
+To learn DQN, read `q_values`, `Transition`, `extend`, `sample`, `update`, `learn`, `act` and
+`train`, in this order. What comes after `train` reports, evaluates, checks and saves.
 
-JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders, which
-have shapes but no values, and records the operations ("tracing"). Python's own values are constants
-in the result. So `if` works on settings, and `jnp.where` chooses between values of arrays. Arrays
-never change: `x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays are
-"pytrees", which all of JAX's functions take and return; `jax.tree.map(f, tree)` calls f on each
-array. `jax.lax.scan` is a compiled loop.
+JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders for its
+arguments, which have shapes but no values, and records the operations ("tracing"). Numbers that are
+passed as arguments become placeholders too. What f gets otherwise, like settings, is a constant of
+the compiled code, so `if` works on it, and on the names in a dict; between values of arrays,
+`jnp.where` chooses. Arrays never change: `x.at[i].set(y)` is a new array. Nested dicts and named
+tuples of arrays are "pytrees", which `jit`, `vmap`, `scan` and `grad` take and return;
+`jax.tree.map(f, tree)` calls f on each array. `jax.lax.scan` is a compiled loop. Random functions
+of JAX take a key; the same key gives the same numbers.
 
 Departures from Mnih et al. The last column is the mean return of 10 agents, trained with seeds that
 nothing was tuned on, when only this departure is undone:
@@ -102,7 +103,7 @@ class Args:
     double_dqn: bool = True  # w chooses the next action, and w- values it
     loss: Literal["huber", "squared"] = "huber"
     tau: float = 0.005  # how far w- moves toward w; 1 makes it equal to w
-    target_network_frequency: int = 0  # environment steps between moves; 0: at every update
+    target_network_frequency: int = 0  # environment steps between moves of w-; 0: every update
     reward_scale: float = 0.03  # rewards are multiplied by this before they are stored
     end_e: float = 0.02  # the last epsilon, the probability of a random action
     exploration_fraction: float = 0.2  # the part of the run in which epsilon falls from 1
@@ -132,7 +133,7 @@ def wrap_env(env):
     env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     flat_space = spaces.flatten_space(space)
     env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
-    # If your environment already records statistics under the usual key, ours must use another.
+    # If your environment already records statistics as info["episode"], ours need another name.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -170,7 +171,7 @@ def init_params(key, sizes, layer_norm):
     largest = max(n_in * n_out for n_in, n_out in shapes)
     # One draw serves all layers, since compiling each draw takes 0.5 s. Each layer uses the first
     # part of its row.
-    draws = jax.random.uniform(key, (len(shapes), largest), np.float32, minval=-1)
+    draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
         layer = draws[i, : n_in * n_out].reshape(n_in, n_out)
@@ -220,16 +221,16 @@ class Transition(NamedTuple):
 
 
 def extend(queue, new, ended, n_step):
-    """Extend the queue's transitions by a step, to n steps, as in Rainbow (Hessel et al. 2018).
+    """Transitions of n steps, as in Rainbow (Hessel et al. 2018).
 
-    Returns a list of the complete transitions, and the queue of those that still grow. With
+    Adds the step `new` to each transition in the queue, and starts one from it. Complete are those
+    of n steps, and all if the episode has ended. Returns them, and the queue of the others. With
     n_step=3, gamma=0.5, and rewards 1, 2, 4, the queue's (reward, discount) after each step are:
         (1, 0.5)
         (1 + 0.5 * 2, 0.25)              (2, 0.5)
         (1 + 0.5 * 2 + 0.25 * 4, 0.125)  (2 + 0.5 * 4, 0.25)  (4, 0.5)
-    Now the first is complete. At the end of an episode all are, although some span fewer steps.
-    Some of these actions were random or come from older weights. That is not corrected for: a bias,
-    accepted because learning is faster.
+    Now the first is complete. The actions after a transition's first were partly random or come
+    from older weights. That is not corrected for: a bias, accepted because learning is faster.
     """
     longer = []
     for old in queue:
@@ -315,7 +316,8 @@ def update(args, learner, batch, due):
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, args.tau)
     if args.target_network_frequency:
-        # periodic_update(new, old, step, period) is new if step % period == 0, else old.
+        # The new w- if due, else the old: periodic_update(new, old, step, period) is new if
+        # step % period == 0.
         step = jnp.where(due, 0, 1)
         target_params = optax.periodic_update(target_params, learner.target_params, step, 2)
     return Learner(params, target_params, opt_state), loss
@@ -324,13 +326,13 @@ def update(args, learner, batch, due):
 def learn(args, learner, batches, env_steps):
     """A group of updates. Returns the Learner and the last loss.
 
-    train compiles `partial(learn, args)`, which is learn with its first argument filled in: an
-    ordinary Python object, so settings are constants. env_steps is an array to JAX: it may change.
+    train compiles `partial(learn, args)`, which is learn with its first argument filled in, so that
+    settings are constants. The others are arguments of the compiled function, env_steps too.
     """
     due = jnp.full(args.gradient_steps, True)
     if args.target_network_frequency:
-        # Has a multiple of the frequency been reached or passed since the last group? Then w-
-        # moves, at the first update of this group.
+        # The remainder tells how many steps ago the last multiple of the frequency was. If that was
+        # after the last group, w- moves, at the first update of this group.
         passed = env_steps % args.target_network_frequency < args.train_frequency
         due = passed & (jnp.arange(args.gradient_steps) == 0)
 
@@ -417,7 +419,7 @@ def train(args, env):
                 acting_params = jax.tree.map(np.asarray, learner.params)
                 learner, loss = learn_group(learner, sample(args, rng, buffer, added), env_steps)
 
-            done = env_steps  # completed steps, if Ctrl-C comes; then only saving and printing
+            done = env_steps  # completed steps, for Ctrl-C; below, only saving and printing
             save_snapshot(args, done, learner)
             if time.time() - printed > 1 or done == args.total_timesteps:
                 printed = time.time()
@@ -561,10 +563,11 @@ def check_env(env):
 
 
 def refuse(error, what):
-    """Raise BadInput if an error comes from Gymnasium or from this file.
+    """Raise BadInput if an error arose in Gymnasium, in this file, or in looking for a module.
 
     An error in the environment's own code is raised again as it is, with its traceback.
     """
+    # The last frame is where an error arose. Gymnasium wraps errors of imports: see the cause.
     origin = error.__cause__ or error
     frames = [frame for frame, _ in traceback.walk_tb(origin.__traceback__)]
     places = __name__, "gymnasium", "importlib", "pathlib"

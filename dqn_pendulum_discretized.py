@@ -22,7 +22,7 @@ its result is there ("asynchronous dispatch"). Each call makes a group of update
 are few.
 
 Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
-is optimal. It equals the reward r plus gamma times the best Q in the next state s' (Bellman). Deep
+is optimal. It is the mean of r + gamma max_a' Q(s', a') over the reward r and next state s'. Deep
 Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
 Q(s, a; w) with weights w. It explores by acting epsilon-greedily: at random with probability
 epsilon, else by the largest Q. It learns from steps (s, a, r, s') drawn at random from a replay
@@ -46,15 +46,17 @@ of at least 950 (Gymnasium's threshold). Pendulum-v1 gives 3 numbers and takes a
 has no threshold. The return is the plain sum of rewards; Q is discounted, and of scaled rewards.
 @MEASURED@
 
-To learn DQN, read `q_values`, `sample`, `update`, `learn` and `train`, in this order. The section
-*Command line* has nothing about learning, and in *Training* what follows `train` prints.
+To learn DQN, read `q_values`, `sample`, `update`, `learn`, `act` and `train`, in this order. What
+comes after `train` reports, evaluates, checks and saves.
 
-JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders, which
-have shapes but no values, and records the operations ("tracing"). Python's own values are constants
-in the result. So `if` works on settings, and `jnp.where` chooses between values of arrays. Arrays
-never change: `x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays are
-"pytrees", which all of JAX's functions take and return; `jax.tree.map(f, tree)` calls f on each
-array. `jax.lax.scan` is a compiled loop.
+JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders for its
+arguments, which have shapes but no values, and records the operations ("tracing"). Numbers that are
+passed as arguments become placeholders too. What f gets otherwise, like settings, is a constant of
+the compiled code, so `if` works on it, and on the names in a dict; between values of arrays,
+`jnp.where` chooses. Arrays never change: `x.at[i].set(y)` is a new array. Nested dicts and named
+tuples of arrays are "pytrees", which `jit`, `vmap`, `scan` and `grad` take and return;
+`jax.tree.map(f, tree)` calls f on each array. `jax.lax.scan` is a compiled loop. Random functions
+of JAX take a key; the same key gives the same numbers.
 
 Departures from Mnih et al. The last column says how many of 10 agents, trained with seeds that
 nothing was tuned on, solve InvertedPendulum-v5 when only this departure is undone:
@@ -111,7 +113,7 @@ class Args:
     learning_starts: int = 0  # environment steps before the first update
     gamma: float = 0.98  # discount per step
     tau: float = 0.0064  # how far w- moves toward w; 1 makes it equal to w
-    target_network_frequency: int = 0  # environment steps between moves; 0: at every update
+    target_network_frequency: int = 0  # environment steps between moves of w-; 0: every update
     reward_scale: float = 0.03  # rewards are multiplied by this before they are stored
     end_e: float = 0.02  # the last epsilon, the probability of a random action
     exploration_fraction: float = 0.2  # the part of the run in which epsilon falls from 1
@@ -139,7 +141,7 @@ def wrap_env(env):
     env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     flat_space = spaces.flatten_space(space)
     env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
-    # If your environment already records statistics under the usual key, ours must use another.
+    # If your environment already records statistics as info["episode"], ours need another name.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -183,7 +185,7 @@ def init_params(key, sizes, layer_norm):
     largest = max(n_in * n_out for n_in, n_out in shapes)
     # One draw serves all layers, since compiling each draw takes 0.5 s. Each layer uses the first
     # part of its row.
-    draws = jax.random.uniform(key, (len(shapes), largest), np.float32, minval=-1)
+    draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
         layer = draws[i, : n_in * n_out].reshape(n_in, n_out)
@@ -261,7 +263,8 @@ def sample(args, rng, buffer, added):
 def draw_actions(args, rng, listed):
     """Listed actions for the maximum in each update of a group (G, sampled_actions).
 
-    None if the network has an output for each action: then nothing has to be drawn.
+    None if the network has an output for each action: nothing has to be drawn then, and scan hands
+    None on as it is.
     """
     if args.q_input == "state":
         return None
@@ -290,7 +293,7 @@ def update(args, listed, learner, batch, drawn, due):
     due tells whether w- is to move. It counts only if target_network_frequency is not 0.
     """
     # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal: batch.discount is 0 there,
-    # and gamma elsewhere.
+    # and gamma elsewhere. The maximum for the whole batch is over the same drawn actions.
     if args.q_input == "state":  # a setting, so `if` works
         next_q = q_values(learner.target_params, batch.next_obs)
     else:
@@ -303,7 +306,8 @@ def update(args, listed, learner, batch, drawn, due):
         if args.q_input == "state":
             q = q_values(params, batch.obs)[jnp.arange(args.batch_size), batch.action]
         else:
-            q = q_of_actions(params, batch.obs, listed[batch.action, None])[:, 0]
+            taken = listed[batch.action, None]  # (B, 1)
+            q = q_of_actions(params, batch.obs, taken)[:, 0]
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
@@ -314,7 +318,8 @@ def update(args, listed, learner, batch, drawn, due):
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, args.tau)
     if args.target_network_frequency:
-        # periodic_update(new, old, step, period) is new if step % period == 0, else old.
+        # The new w- if due, else the old: periodic_update(new, old, step, period) is new if
+        # step % period == 0.
         step = jnp.where(due, 0, 1)
         target_params = optax.periodic_update(target_params, learner.target_params, step, 2)
     return Learner(params, target_params, opt_state), loss
@@ -323,13 +328,13 @@ def update(args, listed, learner, batch, drawn, due):
 def learn(args, listed, learner, batches, drawn, env_steps):
     """A group of updates. Returns the Learner and the last loss.
 
-    train compiles `partial(learn, args, listed)`, which is learn with these arguments filled in:
-    ordinary Python objects and constants. env_steps is an array to JAX, so it may change.
+    train compiles `partial(learn, args, listed)`, which is learn with these arguments filled in, so
+    that they are constants. The others are arguments of the compiled function, env_steps too.
     """
     due = jnp.full(args.gradient_steps, True)
     if args.target_network_frequency:
-        # Has a multiple of the frequency been reached or passed since the last group? Then w-
-        # moves, at the first update of this group.
+        # The remainder tells how many steps ago the last multiple of the frequency was. If that was
+        # after the last group, w- moves, at the first update of this group.
         passed = env_steps % args.target_network_frequency < args.train_frequency
         due = passed & (jnp.arange(args.gradient_steps) == 0)
 
@@ -403,7 +408,7 @@ def train(args, env):
     obs, _ = env.reset(seed=int(rng.integers(2**30)))
     with contextlib.suppress(KeyboardInterrupt):
         for env_steps in range(1, args.total_timesteps + 1):
-            # Act and step. The index [action] gives an array of one number, a copy.
+            # Act and step. An index that is a list gives a copy, of shape (1,).
             action = act(args, rng, acting_params, obs, env_steps, listed)
             next_obs, reward, terminated, truncated, _ = env.step(listed[[action]])
 
@@ -423,7 +428,7 @@ def train(args, env):
                 drawn = draw_actions(args, rng, listed)
                 learner, loss = learn_group(learner, batches, drawn, env_steps)
 
-            done = env_steps  # completed steps, if Ctrl-C comes; then only saving and printing
+            done = env_steps  # completed steps, for Ctrl-C; below, only saving and printing
             if time.time() - printed > 1 or done == args.total_timesteps:
                 printed = time.time()
                 report(args, done, env, buffer, loss, printed - compiled)
@@ -543,10 +548,11 @@ def check_env(env):
 
 
 def refuse(error, what):
-    """Raise BadInput if an error comes from Gymnasium or from this file.
+    """Raise BadInput if an error arose in Gymnasium, in this file, or in looking for a module.
 
     An error in the environment's own code is raised again as it is, with its traceback.
     """
+    # The last frame is where an error arose. Gymnasium wraps errors of imports: see the cause.
     origin = error.__cause__ or error
     frames = [frame for frame, _ in traceback.walk_tb(origin.__traceback__)]
     places = __name__, "gymnasium", "importlib", "pathlib"

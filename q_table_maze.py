@@ -32,19 +32,21 @@ To learn Q-learning, read `step`, `q_values`, `update` and `act_and_learn`, in t
 section *Command line* has nothing about learning.
 
 What this file does beyond the update, so that it finds the best policy with its default settings:
-- After the first, episodes start in random free cells, so that all are visited (exploring starts,
-  Sutton and Barto 2018, section 5.3).
-- The result is the average of the values after each chunk of the second half of the run (Polyak and
-  Juditsky 1992). The last values alone still move with each random slip. The agent acts with its
-  newest values, not with the average.
+- After the first, episodes start in random free cells (S or F), so that all are visited (like the
+  exploring starts of Sutton and Barto 2018, chapter 5).
+- A run is cut into chunks of steps. The result is the average of the values after each chunk in the
+  second half of the run (Polyak and Juditsky 1992). The last values alone still move with each
+  random slip. The agent acts with its newest values, not with the average.
 - On ice (--slip-prob), targets are random, so alpha falls with the number of visits to (s, a).
-  Elsewhere the targets of a step are always the same, and alpha is 1: Q becomes y.
+  Elsewhere a step always has the same r and s', no noise has to be averaged out, and alpha is 1.
 
-JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders, which
-have shapes but no values, and records the operations ("tracing"). Python's own values are constants
-in the result. So `if` works on settings, and `jnp.where` chooses between values of arrays. Arrays
-never change: `x.at[i].add(1)` is a new array, with x[i] one larger; compiled, it is usually done in
-place. `jax.grad(f)` is a function that computes the gradient of f.
+JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders for its
+arguments, which have shapes but no values, and records the operations ("tracing"). Numbers that are
+passed as arguments become placeholders too. What f gets otherwise, like settings, is a constant of
+the compiled code, so `if` works on it, and on the names in a dict; between values of arrays,
+`jnp.where` chooses. Arrays never change: `x.at[i].add(1)` is a new array, with x[i] one larger;
+compiled, it is usually done in place. `jax.tree.map(f, tree)` calls f on each array in a named
+tuple or dict. `jax.grad(f)` computes the gradient of f.
 
 Letters in shapes: S cells, A actions, B several cells at once.
 """
@@ -141,7 +143,10 @@ def read_board(board):
 
 
 def step(args, maze, state, action, noise):
-    """The next EnvState, the reward, terminated and truncated. noise is uniform in [0, 1)."""
+    """The next EnvState, the reward, terminated and truncated. noise is uniform in [0, 1).
+
+    For one cell, or for many: evaluate calls it with arrays (B,).
+    """
     side = jnp.where(noise < args.slip_prob / 2, 1, 2)
     turn = jnp.where(noise < args.slip_prob, side, 0)
     cell = maze.neighbor[state.cell, action, turn]
@@ -229,6 +234,7 @@ def act_and_learn(args, maze, agent, noise):
     visits = agent.visits.at[obs, action].add(1)
     power = args.decay_power if args.slip_prob > 0 else 0
     alpha = args.learning_rate * visits[obs, action].astype(np.float32) ** -power
+    # The end by the time limit, truncated, does not count here.
     params = update(args, agent.params, obs, action, reward, state.cell, terminated, alpha)
 
     # After an end, start in any free cell.
@@ -311,8 +317,9 @@ def train(args):
 
 
 def run_length(args, cells):
-    """total_timesteps, or enough for the board. Ice needs more; the network, which is slow, gets
-    fewer even there.
+    """total_timesteps, or enough for the board. On ice, the table needs more.
+
+    The network is slow, so on ice it gets as few as elsewhere, and may not solve the board.
     """
     if args.total_timesteps:
         return args.total_timesteps
@@ -326,7 +333,6 @@ def init_agent(args, maze):
     shape = maze.neighbor.shape[:2]
     state = EnvState(np.array(maze.start), np.array(0))
     agent = Agent(init_params(args.method, shape), np.zeros(shape, int), state, np.array(0.0))
-    # `jax.tree.map` calls a function on each array in nested structures ("pytrees").
     return jax.tree.map(jnp.asarray, agent)
 
 

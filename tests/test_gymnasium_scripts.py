@@ -1,7 +1,6 @@
 """How dqn_lunarlander.py and dqn_pendulum_discretized.py learn, act, evaluate and film."""
 
 import itertools
-import math
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -67,14 +66,6 @@ def test_values_that_are_known(kind, dqn, changes):
     assert all(np.ndim(x) == 0 for x in counts.values())
 
 
-def test_frozen_lake_without_slipping():
-    """A numbered cell, a sparse reward: after 4,000 steps, the goal is reached greedily."""
-    args = lander.Args(total_timesteps=4_000, gamma=0.95, reward_scale=1.0, eval_episodes=5)
-    env = gymnasium.make("FrozenLake-v1", is_slippery=False)
-    params, _, _ = lander.train(args, env)
-    assert np.all(lander.evaluate(args, params, env) == 1)
-
-
 # ---------- Replay buffer
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_the_queue_sums_rewards_and_stops_at_ends(n_step):
@@ -135,7 +126,8 @@ CASES = {f"lander {name}": (lander, switches) for name, switches in SWITCHES.ite
 CASES["lander double_dqn"] = (lander, {"double_dqn": True})
 CASES["lander huber"] = (lander, {"loss": "huber"})
 CASES["lander all"] = (lander, SWITCHES["all"] | {"double_dqn": True, "loss": "huber"})
-CASES |= {f"pendulum {name}": (pendulum, switches) for name, switches in SWITCHES.items()}
+for name in ("plain", "soft target, now and then", "all"):
+    CASES[f"pendulum {name}"] = (pendulum, SWITCHES[name])
 for name in ("plain", "all"):
     switches = SWITCHES[name] | {"q_input": "state-action", "sampled_actions": 3}
     CASES[f"pendulum state-action {name}"] = (pendulum, switches)
@@ -327,7 +319,7 @@ def test_acting_is_one_group_behind(dqn, monkeypatch):
 
 
 @BOTH
-@pytest.mark.parametrize("frequency", [48, 40, 10, 16])
+@pytest.mark.parametrize("frequency", [40, 10])
 def test_the_target_network_is_copied_when_it_is_due(frequency, dqn, monkeypatch):
     """At the first update at or after each multiple of the frequency, exactly, and at no other."""
     args = small(dqn, total_timesteps=400, tau=1.0, target_network_frequency=frequency)
@@ -500,7 +492,7 @@ def test_evaluation_plays_greedily_with_seeds_of_its_own(dqn):
     Seeded.seeds.clear()
     dqn.evaluate(replace(args, seed=7), params, env)
     dqn.evaluate(replace(args, seed=8), params, env)
-    assert len(set(Seeded.seeds)) == 8 and min(Seeded.seeds) >= 2**30
+    assert Seeded.seeds == list(range(2**30 + 7 * 4, 2**30 + 9 * 4))
 
 
 def test_evaluation_with_the_network_that_takes_actions():
@@ -549,10 +541,21 @@ def test_snapshots_are_filmed_and_change_nothing(tmp_path):
     assert frames.shape[3] == 3 and np.any(frames[0] != frames[-1])
 
 
-def test_a_film_has_every_second_picture_at_half_size():
-    env = lander.wrap_env(gymnasium.make("CartPole-v1", render_mode="rgb_array"))
-    params = {"w0": np.zeros((4, 2), np.float32), "b0": np.zeros(2, np.float32)}
-    frames = []
-    length = lander.play(params, env, 3, frames)
-    assert len(frames) == math.ceil(length / 2)
-    assert frames[0].shape == (200, 300, 3)
+def test_a_film_has_every_other_frame_at_half_size():
+    """Of the first 2,000 steps: of 2,100, it shows 1,000."""
+
+    class Filmed(common.Probe):
+        def outcome(self, action):
+            return 1.0, False, self.steps == self.length
+
+        def render(self):
+            return np.full((6, 8, 3), self.steps)
+
+    params = {"w0": np.zeros((1, 2), np.float32), "b0": np.zeros(2, np.float32)}
+    for length, shown in ((5, 3), (2_100, 1_000)):
+        env = Filmed(lander)
+        env.length = length
+        frames = []
+        assert lander.play(params, lander.wrap_env(env), 3, frames) == length
+        assert len(frames) == shown and frames[0].shape == (3, 4, 3)
+        assert [frame[0, 0, 0] for frame in frames[:3]] == [1, 3, 5]
