@@ -3,7 +3,7 @@
 # dependencies = ["jax>=0.10.2,!=0.11.1", "optax>=0.2.8", "numpy>=2.4", "tyro>=1.0.17",
 #     "matplotlib>=3.11"]  # not jax 0.11.1: see https://github.com/jax-ml/jax/issues/40101
 # ///
-"""DQN on CartPole-v1, compiled as a whole by JAX.
+r"""DQN on CartPole-v1, compiled as a whole by JAX.
 
 What it teaches: environment, replay buffer and network are a few arrays, and training is a pure
 function of them (the same inputs give the same outputs, and nothing else changes). So `jax.jit`
@@ -63,7 +63,13 @@ With the defaults, all 100 do: at these settings, undoing one departure costs at
 Two differences in the learning rule have no switch: Adam replaces RMSProp, and errors are not
 clipped. Plain DQN, with every departure of the table undone:
 
-@PLAIN@
+    python dqn_cartpole_jax.py --n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr \
+        --no-layer-norm --learning-starts 10000 --num-envs 10 --total-timesteps 500000 \
+        --learning-rate 2.5e-4 --batch-size 128 --hidden-sizes 120 84 --buffer-size 10000 \
+        --end-e 0.05
+
+This is the algorithm of the paper, at settings that CleanRL and PureJaxRL use for CartPole. Of 20
+agents, 19 solve it; it takes 2.5 times the steps of the defaults, and far more computing.
 
 In a joint step, all environments of an agent make one step each. Letters in shapes: N environments,
 B batch, O observation, A actions, K agents, T joint steps.

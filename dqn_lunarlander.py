@@ -4,7 +4,7 @@
 #     "gymnasium[box2d]>=1.4.0; python_version < '3.14'", "numpy>=2.4", "tyro>=1.0.17",
 #     "matplotlib>=3.11", "imageio>=2.38"]  # not jax 0.11.1: its issue 40101 on GitHub
 # ///
-"""DQN on LunarLander-v3, or on any Gymnasium environment with Discrete actions.
+r"""DQN on LunarLander-v3, or on any Gymnasium environment with Discrete actions.
 
 What it teaches: the environment is ordinary Python, not JAX, so the training loop as a whole can't
 be compiled. A call of a compiled function costs more than this small network's arithmetic, so the
@@ -34,7 +34,9 @@ touches the ground) and has 4 actions (nothing, left engine, main engine, right 
 down to the pad pays 100 to 140, coming to rest another 100, each leg on the ground 10; a crash
 costs 100, and engines cost a little. The time limit is 1,000 steps. An agent has solved it if 100
 episodes without random actions have a mean return of at least 200. The return is the plain sum of
-rewards; Q is discounted, and of scaled rewards. @MEASURED@
+rewards; Q is discounted, and of scaled rewards. Of 20 agents, trained with seeds that nothing was
+tuned on, all solve it: mean 276.1 ± 4.2 (a 95 % interval), the worst agent 252.3. Training takes
+about half a minute on one core of a server.
 
 To learn DQN, read `q_values`, `Transition`, `extend`, `sample`, `update`, `learn`, `act` and
 `train`, in this order. What comes after `train` reports, evaluates, checks and saves.
@@ -51,12 +53,29 @@ of JAX take a key; the same key gives the same numbers.
 Departures from Mnih et al. The last column is the mean return of 10 agents, trained with seeds that
 nothing was tuned on, when only this departure is undone:
 
-@TABLE@
+    departure                               undone by                                     return
+    targets sum n rewards                   --n-step 1                                     254.6
+    w- moves a little at every update       --tau 1 --target-network-frequency 500  not measured
+    the learning rate falls to 0            --no-anneal-lr                          not measured
+    hidden layers are normalized            --no-layer-norm                         not measured
+    w chooses the next action, w- values it --no-double-dqn                         not measured
+    learning starts at once                 --learning-starts 10000                 not measured
+    rewards are multiplied                  --reward-scale 1                        not measured
+    updates come in groups                  --train-frequency 4 --gradient-steps 1  not measured
+
+Huber's loss is the paper's error clipping; --loss squared is CleanRL's choice. results/knobs.md has
+what is measured later.
 
 Adam replaces RMSProp, and the agent acts with weights that are one group of updates old. Plain DQN,
 all of it switched off:
 
-@PLAIN@
+    python dqn_lunarlander.py --n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr \
+        --no-layer-norm --no-double-dqn --learning-starts 10000 --reward-scale 1 \
+        --train-frequency 10 --gradient-steps 1 --total-timesteps 500000 --learning-rate 2.5e-4 \
+        --batch-size 128 --hidden-sizes 120 84 --buffer-size 10000 --gamma 0.99 --end-e 0.05 \
+        --exploration-fraction 0.5
+
+This is the algorithm of the paper, at the settings of CleanRL's dqn_jax.py.
 
 Letters in shapes: B batch, G updates in a group, O observation, A actions.
 """

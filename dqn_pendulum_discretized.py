@@ -4,7 +4,7 @@
 #     "gymnasium[mujoco]>=1.4.0", "numpy>=2.4", "tyro>=1.0.17",
 #     "matplotlib>=3.11"]  # not jax 0.11.1: its issue 40101 on GitHub
 # ///
-"""DQN on InvertedPendulum-v5, or on any Gymnasium environment with one bounded, continuous action.
+r"""DQN on InvertedPendulum-v5, or on any Gymnasium environment with one bounded, continuous action.
 
 What it teaches: a maximum over actions is easy for a list and hard for an interval. So the agent
 chooses from a list of evenly spaced actions, from the lowest to the highest. Its network is one of
@@ -61,12 +61,25 @@ of JAX take a key; the same key gives the same numbers.
 Departures from Mnih et al. The last column says how many of 10 agents, trained with seeds that
 nothing was tuned on, solve InvertedPendulum-v5 when only this departure is undone:
 
-@TABLE@
+    departure                           undone by                                      solved by
+    w- moves a little at every update   --tau 1 --target-network-frequency 500      not measured
+    the learning rate falls to 0        --no-anneal-lr                              not measured
+    hidden layers are normalized        --no-layer-norm                             not measured
+    learning starts at once             --learning-starts 10000                     not measured
+    rewards are multiplied              --reward-scale 1                            not measured
+    updates come in groups              --train-frequency 4 --gradient-steps 1      not measured
+
+results/knobs.md has what is measured later.
 
 Adam replaces RMSProp, errors are not clipped, and the agent acts with weights that are one group of
 updates old. Plain DQN, all of it switched off:
 
-@PLAIN@
+    python dqn_pendulum_discretized.py --tau 1 --target-network-frequency 500 --no-anneal-lr \
+        --no-layer-norm --learning-starts 10000 --reward-scale 1 --train-frequency 10 \
+        --gradient-steps 1 --total-timesteps 100000 --learning-rate 2.5e-4 --batch-size 128 \
+        --hidden-sizes 120 84 --buffer-size 10000 --gamma 0.99 --end-e 0.05
+
+This is the algorithm of the paper, with settings like those of CleanRL's dqn_jax.py.
 
 Letters in shapes: B batch, G updates in a group, O observation, A listed actions.
 """
