@@ -169,9 +169,11 @@ def fits(space, obs):
     Values outside the bounds of a Box are allowed, since many environments exceed them.
     """
     if isinstance(space, spaces.Dict):
-        return all(fits(part, obs.get(name)) for name, part in space.items())
+        named = isinstance(obs, dict)
+        return named and all(fits(part, obs.get(name)) for name, part in space.items())
     if isinstance(space, spaces.Tuple):
-        return len(obs) == len(space) and all(map(fits, space, obs))
+        listed = isinstance(obs, tuple | list) and len(obs) == len(space)
+        return listed and all(map(fits, space, obs))
     if not isinstance(space, spaces.Box):
         return space.contains(obs)
     x = np.asarray(obs)
@@ -582,17 +584,17 @@ def check_env(env):
 
 
 def refuse(error, what):
-    """Raise BadInput if an error arose in Gymnasium, in this file, or in looking for a module.
+    """Raise BadInput if an error comes from Gymnasium, this file, or the search for a module.
 
-    An error in the environment's own code is raised again as it is, with its traceback.
+    If it went through code of anybody else, it is raised as it is, with its traceback: it may be a
+    bug in the environment. Gymnasium wraps errors of imports, so the cause counts too.
     """
-    # The last frame is where an error arose. Gymnasium wraps errors of imports: see the cause.
-    origin = error.__cause__ or error
-    frames = [frame for frame, _ in traceback.walk_tb(origin.__traceback__)]
-    places = __name__, "gymnasium", "importlib", "pathlib"
-    if frames[-1].f_globals["__name__"].split(".")[0] in places:
-        raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
-    raise error
+    known = __name__, "gymnasium", "importlib", "pathlib", "functools"
+    for part in (error, error.__cause__):
+        for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):
+            if frame.f_globals["__name__"].split(".")[0] not in known:
+                raise error
+    raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def warn(env):

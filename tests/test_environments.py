@@ -242,7 +242,6 @@ def test_observations_are_checked_at_every_step(dqn):
     assert len(seen) == 40
 
 
-@pytest.mark.xfail(strict=True, reason="an AttributeError or TypeError of `fits`")
 @BOTH
 @pytest.mark.parametrize("space", [spaces.Dict({"a": Discrete(2)}), spaces.Tuple([Discrete(2)])])
 def test_nothing_in_place_of_a_dict_or_tuple_is_refused(space, dqn):
@@ -341,7 +340,6 @@ def test_own_errors_with_a_cause_are_not_refused(dqn):
         dqn.train(small(dqn), env)
 
 
-@pytest.mark.xfail(strict=True, reason="`refuse` expects that a cause has a traceback")
 @BOTH
 def test_own_errors_with_a_cause_that_was_not_raised_are_not_refused(dqn):
     env = Probe(dqn)
@@ -354,7 +352,6 @@ def test_own_errors_with_a_cause_that_was_not_raised_are_not_refused(dqn):
         dqn.train(small(dqn), env)
 
 
-@pytest.mark.xfail(strict=True, reason="`refuse` looks only where the error was raised")
 @BOTH
 def test_own_misuse_of_gymnasium_is_not_refused(dqn):
     """The last line of the traceback is Gymnasium's, but the mistake is in the user's reset."""
