@@ -26,7 +26,7 @@ value of s'.
 
 An agent has solved a board if always taking the action with the largest Q is worth at most 0.001
 less than the best policy, in every free cell. A maze is small enough to compute the exact values,
-by value iteration. @MEASURED@
+by value iteration.
 
 To learn Q-learning, read `step`, `q_values`, `update` and `act_and_learn`, in this order. The
 section *Command line* has nothing about learning.
