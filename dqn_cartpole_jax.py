@@ -30,7 +30,7 @@ dqn_lunarlander.py has Double DQN, which does.
 An agent has solved CartPole-v1 if 100 episodes without random actions have a mean return, the sum
 of rewards, of at least 475 of 500 (Gymnasium's threshold). Of 1,000 agents, trained with seeds that
 nothing was tuned on, all solve it: mean 500.0; the worst agent's mean is 490.9. Training an agent
-takes about 0.2 s on one core of a server, after about 3 s of compiling.
+takes about 0.3 s on one core of a server, after about 3 s of compiling.
 
 To learn DQN, read `q_values`, `sample`, `extend`, `update` and `joint_step`, in this order. What
 comes after `run_chunk` sets up, prints, evaluates and saves.
