@@ -305,10 +305,10 @@ def make_optimizer(args):
     return optax.adam(rate)
 
 
-def update(args, learner, batch, due):
+def update(args, learner, batch, tau):
     """One gradient step. Returns the next Learner and the loss.
 
-    due tells whether w- is to move. It counts only if target_network_frequency is not 0.
+    tau says how far w- moves toward w: 0 not at all, 1 all the way.
     """
     # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
     # batch.discount is gamma, and 0 if s' is terminal. With n steps, `extend` has made batch.reward
@@ -328,12 +328,7 @@ def update(args, learner, batch, due):
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
-    target_params = optax.incremental_update(params, learner.target_params, args.tau)
-    if args.target_network_frequency:
-        # The new w- if due, else the old: periodic_update(new, old, step, period) is new if
-        # step % period == 0.
-        step = jnp.where(due, 0, 1)
-        target_params = optax.periodic_update(target_params, learner.target_params, step, 2)
+    target_params = optax.incremental_update(params, learner.target_params, tau)
     return Learner(params, target_params, opt_state), loss
 
 
@@ -419,11 +414,12 @@ def joint_step(args, agent, draws):
     joint_steps = agent.joint_steps + 1
     env_steps = joint_steps * N
     batch = sample(args, draws.noise[:, N:], buffer, joint_steps)
-    due = True
+    tau = args.tau
     if args.target_network_frequency:
-        # Has a multiple of the frequency been reached or passed in this joint step?
+        # If no multiple of the frequency was reached or passed in this joint step, w- stays.
         due = env_steps % args.target_network_frequency < N
-    learner, loss = update(args, agent.learner, batch, due)
+        tau = jnp.where(due, args.tau, 0)
+    learner, loss = update(args, agent.learner, batch, tau)
     if args.learning_starts:  # until then, keep the old Learner
         started = env_steps > args.learning_starts
         choose = partial(jnp.where, started)

@@ -304,10 +304,10 @@ def make_optimizer(args):
     return optax.adam(rate)
 
 
-def update(args, learner, batch, due):
+def update(args, learner, batch, tau):
     """One gradient step. Returns the next Learner and the loss.
 
-    due tells whether w- is to move. It counts only if target_network_frequency is not 0.
+    tau says how far w- moves toward w: 0 not at all, 1 all the way.
     """
     # y = r + gamma Q(s', a*; w-),   or y = r if s' is terminal.
     # batch.discount is gamma, and 0 if s' is terminal. With n steps, `extend` has made batch.reward
@@ -335,12 +335,7 @@ def update(args, learner, batch, due):
     updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
     # w- <- (1 - tau) w- + tau w
-    target_params = optax.incremental_update(params, learner.target_params, args.tau)
-    if args.target_network_frequency:
-        # The new w- if due, else the old: periodic_update(new, old, step, period) is new if
-        # step % period == 0.
-        step = jnp.where(due, 0, 1)
-        target_params = optax.periodic_update(target_params, learner.target_params, step, 2)
+    target_params = optax.incremental_update(params, learner.target_params, tau)
     return Learner(params, target_params, opt_state), loss
 
 
@@ -350,19 +345,20 @@ def learn(args, learner, batches, env_steps):
     train compiles `partial(learn, args)`, which is learn with its first argument filled in, so that
     settings are constants. The others are arguments of the compiled function, env_steps too.
     """
-    due = jnp.full(args.gradient_steps, True)
+    tau = jnp.full(args.gradient_steps, args.tau)  # in each update
     if args.target_network_frequency:
         # The remainder tells how many steps ago the last multiple of the frequency was. If that was
-        # after the last group, w- moves, at the first update of this group.
-        passed = env_steps % args.target_network_frequency < args.train_frequency
-        due = passed & (jnp.arange(args.gradient_steps) == 0)
+        # after the last group, w- moves, at the first update of this group. Else it stays.
+        due = env_steps % args.target_network_frequency < args.train_frequency
+        first = jnp.arange(args.gradient_steps) == 0
+        tau = jnp.where(due & first, args.tau, 0)
 
     # `scan` is a compiled loop: for g in range(G): learner, loss = one_update(learner, inputs_g).
     # inputs_g has entry g of each array, and the losses are stacked.
     def one_update(learner, inputs):
         return update(args, learner, *inputs)
 
-    learner, losses = jax.lax.scan(one_update, learner, (batches, due))
+    learner, losses = jax.lax.scan(one_update, learner, (batches, tau))
     return learner, losses[-1]
 
 

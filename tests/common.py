@@ -101,21 +101,18 @@ def random_learner(dqn, args, sizes):
 
 
 def assert_updates_by_hand(args, learner, update, loss_with, updates_of_the_run):
-    """Three calls of update(learner, due) do what is done by hand.
+    """Three calls of update(learner, tau) do what is done by hand; w- stays in the second.
 
     loss_with(params, target_params) is a function of other params: the loss with targets by these.
     """
     by_hand = ByHand(learner)
-    for k, due in enumerate([True, False, True]):
+    for k, tau in enumerate([args.tau, 0.0, args.tau]):
         rate = args.learning_rate
         if args.anneal_lr:
             rate *= 1 - k / updates_of_the_run
-        tau = args.tau
-        if args.target_network_frequency and not due:
-            tau = 0.0
         loss_of = loss_with(by_hand.params, by_hand.target_params)
         expected = by_hand.update(loss_of, rate, tau)
-        learner, loss = update(learner, due)
+        learner, loss = update(learner, tau)
         assert_close(float(loss), expected, 1e-3)
         assert_close(learner.params, by_hand.params, 5e-4)
         assert_close(learner.target_params, by_hand.target_params, 5e-4)

@@ -212,17 +212,18 @@ def test_a_kept_model_evaluates_to_the_same_again(script, kept, tmp_path):
 
 
 @EACH_DQN
-def test_a_kept_model_remembers_whether_its_layers_are_normalized(script, tmp_path):
+def test_a_kept_model_remembers_whether_its_layers_are_normalized(script, kept, tmp_path):
     """Whatever the flags of the command that loads it."""
-    flags = SMALL[script]
-    for layer_norm, other in (("--layer-norm", "--no-layer-norm"), ("--no-layer-norm", "")):
-        folder = tmp_path / f"kept{layer_norm}"
-        assert run(script, f"{flags} {layer_norm} --output-dir {folder}")[0] == 0
+    plain = tmp_path / "plain"
+    status, _, _ = run(script, f"{SMALL[script]} --no-layer-norm --output-dir {plain}")
+    assert status == 0
+    for folder, marked in ((kept / script, True), (plain, False)):
         with np.load(folder / "model.npz") as arrays:
-            assert ("layer_norm" in arrays) == (layer_norm == "--layer-norm")
-        again = tmp_path / f"again{layer_norm}"
+            assert ("layer_norm" in arrays) == marked
+        other = "--no-layer-norm" if marked else "--layer-norm"
+        again = tmp_path / f"again{other}"
         load = f"--load-model {folder / 'model.npz'} --output-dir {again}"
-        assert run(script, f"{flags} {other} {load}")[0] == 0
+        assert run(script, f"{SMALL[script]} {other} {load}")[0] == 0
         before = json.loads((folder / "summary.json").read_text())
         summary = json.loads((again / "summary.json").read_text())
         assert summary["seeds"] == [before["seeds"][0] | {"seed": None}]
@@ -241,16 +242,28 @@ def test_weights_that_are_not_finite_end_the_run(script, monkeypatch):
 STRICT = ["JAX_ENABLE_X64", "JAX_DEBUG_NANS", "JAX_DEBUG_KEY_REUSE", "JAX_CHECK_TRACER_LEAKS"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def strict_runs(tmp_path_factory):
+    """For each script, a folder with a copy of it, where it runs beside the tests."""
+    runs = {}
+    with contextlib.ExitStack() as stack:
+        for script, flags in SMALL.items():
+            folder = tmp_path_factory.mktemp(script)
+            shutil.copy(ROOT / f"{script}.py", folder)
+            process = started(script, flags, folder, **dict.fromkeys(STRICT, "1"))
+            runs[script] = folder, stack.enter_context(process)
+        yield runs
+
+
 @EACH
-def test_one_copied_file_runs_alone_and_writes_nothing(script, tmp_path):
+def test_one_copied_file_runs_alone_and_writes_nothing(script, strict_runs):
     """In a folder of its own, and under what strict projects set for JAX."""
-    shutil.copy(ROOT / f"{script}.py", tmp_path)
-    with started(script, SMALL[script], tmp_path, **dict.fromkeys(STRICT, "1")) as process:
-        out, err = process.communicate(timeout=120)
+    folder, process = strict_runs[script]
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     assert "5 greedy episodes: mean" in out
     assert not re.search("loss (0|nan),", out)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{script}.py"]
+    assert [path.name for path in folder.iterdir()] == [f"{script}.py"]
 
 
 @EACH

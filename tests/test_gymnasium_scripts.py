@@ -175,14 +175,14 @@ def test_updates_by_hand(dqn, switches):
     update = partial(lander.update, args)
     if dqn is pendulum:
 
-        def update(learner, batch, due):
+        def update(learner, batch, tau):
             listed = jax.numpy.asarray(LISTED)
-            return pendulum.update(args, listed, learner, batch, drawn, due)
+            return pendulum.update(args, listed, learner, batch, drawn, tau)
 
     update = jax.jit(update)
     learner = common.random_learner(dqn, args, sizes)
     common.assert_updates_by_hand(
-        args, learner, lambda learner, due: update(learner, batch, due), loss_with, 4
+        args, learner, lambda learner, tau: update(learner, batch, tau), loss_with, 4
     )
 
 
@@ -199,8 +199,8 @@ def test_only_the_first_update_of_a_group_moves_the_target_network(env_steps, mo
     learn = partial(lander.learn, args)
     if dqn is pendulum:
 
-        def update(learner, batch, due):
-            return pendulum.update(args, LISTED, learner, batch, None, due)
+        def update(learner, batch, tau):
+            return pendulum.update(args, LISTED, learner, batch, None, tau)
 
         def learn(learner, batches, env_steps):
             return pendulum.learn(args, LISTED, learner, batches, None, env_steps)
@@ -209,8 +209,8 @@ def test_only_the_first_update_of_a_group_moves_the_target_network(env_steps, mo
     one_update = jax.jit(update)
     one_by_one = learner
     for k in range(3):
-        due = moves and k == 0
-        one_by_one, last_loss = one_update(one_by_one, row(batches, k), due)
+        tau = args.tau if moves and k == 0 else 0.0
+        one_by_one, last_loss = one_update(one_by_one, row(batches, k), tau)
         if k == 0:
             first = one_by_one.params
     assert_close(after.params, one_by_one.params, 1e-4)
@@ -335,16 +335,15 @@ def test_the_target_network_is_copied_when_it_is_due(frequency, dqn, monkeypatch
 
 
 @BOTH
-@pytest.mark.parametrize("anneal_lr, last", [(True, 0.1), (False, 1.0)])
-def test_the_learning_rate_falls_through_a_run(anneal_lr, last, dqn, monkeypatch):
+def test_the_learning_rate_falls_through_a_run(dqn, monkeypatch):
     """Ten updates from learning_starts on; after the last, it would be 0."""
     args = small(dqn, total_timesteps=210, train_frequency=20, gradient_steps=1, batch_size=8)
-    args = replace(args, anneal_lr=anneal_lr, learning_starts=10)
+    args = replace(args, learning_starts=10)
     _, events = watch(dqn, args, common.PaysWhatItShows(dqn), monkeypatch)
     rates = []
     for group in groups_of(events):
         rates.append(common.learning_rate_of(group.before, group.after))
-    assert_close(np.array(rates), 0.02 * np.linspace(1, last, 10), 1e-3)
+    assert_close(np.array(rates), 0.02 * np.linspace(1, 0.1, 10), 1e-3)
 
 
 @BOTH

@@ -149,12 +149,16 @@ def test_a_chunk_of_training_by_hand(slip, method):
 
 
 # ---------- Runs
-LEARNED = [("2x3", 0.2, "table"), ("4x4", 0.0, "network"), ("4x5", 0.6667, "table")]
+LEARNED = [  # board, slip_prob, method, steps
+    ("2x3", 0.2, "table", 0),
+    ("4x4", 0.0, "network", 0),
+    ("4x5", 0.6667, "table", 4_000_000),
+]
 
 
-@pytest.mark.parametrize("board, slip, method", LEARNED)
-def test_training_finds_an_optimal_policy_and_nearly_the_exact_values(board, slip, method):
-    args = Args(board=board, slip_prob=slip, method=method, seed=3)
+@pytest.mark.parametrize("board, slip, method, steps", LEARNED)
+def test_training_finds_an_optimal_policy_and_nearly_the_exact_values(board, slip, method, steps):
+    args = Args(board=board, slip_prob=slip, method=method, total_timesteps=steps, seed=3)
     params, windows, _ = train(args)
     maze = read_board(board)
     assert lost_value(args, params) < 1e-3
