@@ -7,72 +7,83 @@ r"""DQN on CartPole-v1, compiled as a whole by JAX.
 
 What it teaches: environment, replay buffer and network are a few arrays, and training is a pure
 function of them (the same inputs give the same outputs, and nothing else changes). So `jax.jit`
-compiles the whole training loop, and `jax.vmap` trains many agents at once.
+compiles the training loop, and `jax.vmap` trains many agents at once.
 
-Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
-is optimal. It is the mean of r + gamma max_a' Q(s', a') over the reward r and next state s'. Deep
-Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
+Q(s, a) is the expected sum of rewards after action a in state s, if every later action is optimal.
+It is discounted: a reward that comes k steps later counts gamma^k times as much. So Q(s, a) is the
+mean of r + gamma max_a' Q(s', a') over the reward r and next state s' of a step.
+
+Deep Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
 Q(s, a; w) with weights w. It explores by acting epsilon-greedily: at random with probability
-epsilon, else by the largest Q. It learns from steps (s, a, r, s') drawn at random from a replay
-buffer, because consecutive steps resemble each other too much. A second network of the same shape,
-the target network, keeps the targets y steady: its weights, written w-, follow w with a delay. Each
-update takes a gradient step to reduce the mean of
+epsilon, else by the largest Q. A replay buffer keeps the newest steps (s, a, r, s'), called
+transitions. Each update draws a batch of them at random, because consecutive steps resemble each
+other too much, and takes a gradient step to reduce, on average over the batch,
 
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
-By default, y sums n rewards before it adds Q (`extend`); with --n-step 1 it is as above. The
-maximum over noisy values is too high on average. This file does nothing about that;
-dqn_lunarlander.py has Double DQN, which does.
+y is called the target. w- are the weights of a second network of the same shape, the target
+network. They follow w with a delay, because a target that depends on w itself moves with every
+update. s' is terminal if the episode ended for good. A time limit is not terminal: it only
+truncates the episode.
+
+By default, y sums n rewards before it adds Q (`extend`); with --n-step 1 it is as above.
+Q(s', a'; w-) is an estimate with errors, and the maximum prefers errors upward, so y is too high on
+average. This file does nothing about that; dqn_lunarlander.py has Double DQN, which does.
 
     python dqn_cartpole_jax.py --seed 1                            train an agent
     python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1  train sixteen, save the results
 
-An agent has solved CartPole-v1 if 100 episodes without random actions have a mean return, the sum
-of rewards, of at least 475 of 500 (Gymnasium's threshold). Of 1,000 agents, trained with seeds that
-nothing was tuned on, all solve it: mean 500.0; the worst agent's mean is 490.9. Training an agent
-takes about 0.3 s on one core of a server, after about 3 s of compiling.
+CartPole-v1 is a cart with a pole on it. Pushed to the left or to the right at every step, the cart
+has to keep the pole upright. Each step pays 1. The episode ends when the pole leans by more than 12
+degrees, when the cart is 2.4 m off, or after 500 steps, the time limit. A return is the sum of the
+rewards in an episode. An agent has solved CartPole if its mean return in 100 episodes without
+random actions is at least 475 (Gymnasium's threshold). Of 1,000 agents, trained with seeds that
+were not used to choose the settings, all solve it: mean 500.0; the worst agent's mean is 490.9.
+Training an agent takes about 0.3 s on one core of a server, after about 3 s of compiling.
 
-To learn DQN, read `q_values`, `sample`, `extend`, `update` and `joint_step`, in this order. What
-comes after `run_chunk` sets up, prints, evaluates and saves.
+To learn DQN, read `q_values`, `add`, `sample`, `extend`, `update` and `joint_step`, in this order.
+`train` calls `run_chunk` in a loop; the rest sets up, prints, evaluates and saves.
 
-JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders for its
-arguments, which have shapes but no values, and records the operations ("tracing"). Numbers that are
-passed as arguments become placeholders too. What f gets otherwise, like settings, is a constant of
-the compiled code, so `if` works on it, and on the names in a dict; between values of arrays,
-`jnp.where` chooses. Arrays never change: `x.at[i].set(y)` is a new array. Nested dicts and named
-tuples of arrays are "pytrees", which `jit`, `vmap`, `scan` and `grad` take and return;
-`jax.tree.map(f, tree)` calls f on each array. `jax.vmap(f)` is f for arrays with one more axis;
-`jax.lax.scan` is a compiled loop. Random functions of JAX take a key; the same key gives the same
-numbers.
+JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
+arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
+run what was recorded. Numbers that are passed as arguments become placeholders too, but settings do
+not: `partial(f, args)` is f with its first argument filled in, and what is filled in before
+compiling is a constant. So `if` works on settings, and on the names in a dict. Where the values of
+arrays decide, use `jnp.where`. JAX's arrays never change: `x.at[i].set(y)` is a new array. Nested
+dicts and named tuples of arrays are "pytrees", which all of these take and return:
+`jax.tree.map(f, tree)` calls f on each array, `jax.vmap(f)` is f for arrays with one more axis,
+`jax.lax.scan` is a compiled loop, and `jax.value_and_grad(f)` computes f and its gradient. Random
+functions take a key. The same key always gives the same numbers, so each key is used once;
+`jax.random.split` makes new keys of one.
 
-Departures from Mnih et al. The last column says how many of 100 agents, trained with seeds
-that nothing was tuned on, solve CartPole when only this departure is undone:
+An agent acts in N environments. In a joint step, each of them makes one step; then comes an update.
 
-    departure                                 undone by                                 solved by
-    targets sum n rewards                     --n-step 1                                      100
-    w- moves a little at every update         --tau 1 --target-network-frequency 500          100
-    the learning rate falls to 0              --no-anneal-lr                                   99
-    hidden layers are normalized              --no-layer-norm                                  99
-    learning starts at once                   --learning-starts 10000                         100
-    N environments step between two updates   --num-envs 1                           not measured
-    observations are divided by usual sizes   setting OBS_SCALE to 1 (no flag)       not measured
+Departures from Mnih et al., each with the flag that undoes it. The last column says how many of 100
+agents, trained with seeds that were not used to choose the settings, solve CartPole when only this
+departure is undone. With none undone, all 100 do.
 
-With the defaults, all 100 do: at these settings, undoing one departure costs at most one agent of
-100. results/knobs.md also has what happens if a knob is turned.
+    departure                                undone by                                 solved by
+    targets sum n rewards                    --n-step 1                                      100
+    w- moves a little at every update        --tau 1 --target-network-frequency 500          100
+    the learning rate falls to 0             --no-anneal-lr                                   99
+    hidden layers are normalized             --no-layer-norm                                  99
+    learning starts at once                  --learning-starts 10000                         100
+    N environments step between two updates  --num-envs 1                           not measured
 
-Two differences in the learning rule have no switch: Adam replaces RMSProp, and errors are not
-clipped. Plain DQN, with every departure of the table undone:
+No flag undoes these: Adam replaces RMSProp, errors y - Q are not clipped, and observations are
+divided by usual sizes (OBS_SCALE). Plain DQN, with the first five departures undone and 10
+environments:
 
     python dqn_cartpole_jax.py --n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --learning-starts 10000 --num-envs 10 --total-timesteps 500000 \
         --learning-rate 2.5e-4 --batch-size 128 --hidden-sizes 120 84 --buffer-size 10000 \
         --end-e 0.05
 
-This is the algorithm of the paper, at settings that CleanRL and PureJaxRL use for CartPole. Of 20
-agents, 19 solve it; it takes 2.5 times the steps of the defaults, and far more computing.
+But for what no flag undoes, this is the algorithm of the paper, at settings that CleanRL and
+PureJaxRL use for CartPole. Of 20 agents, 19 solve it; it takes 2.5 times the steps of the defaults,
+and far more computing. What happens if other flags change is in results/knobs.md.
 
-In a joint step, all environments of an agent make one step each. Letters in shapes: N environments,
-B batch, O observation, A actions, K agents, T joint steps.
+Letters in shapes: N environments, B batch, O observation, A actions, K agents, T joint steps.
 """
 
 import importlib
@@ -124,11 +135,11 @@ SCRIPT = "dqn_cartpole_jax.py"
 
 
 class BadInput(ValueError):
-    """Settings or a file that can't be used: one line, and exit status 2."""
+    """Settings or a file that can't be used: an error line, and exit status 2."""
 
 
 class BadRun(RuntimeError):
-    """Training that can't go on: one line, and exit status 1."""
+    """Training that can't go on: an error line, and exit status 1."""
 
 
 # ---------- Environment
@@ -194,7 +205,7 @@ def init_params(key, sizes, layer_norm):
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
         layer = draws[i, : n_in * n_out].reshape(n_in, n_out)
-        params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
+        params[f"w{i}"] = (6 / n_in) ** 0.5 * layer  # uniform from -1 to 1 has variance 1 / 3
         params[f"b{i}"] = jnp.zeros(n_out, np.float32)
     if layer_norm:
         # A marker: q_values normalizes if this name is there. So a saved model remembers it. The
@@ -204,9 +215,12 @@ def init_params(key, sizes, layer_norm):
 
 
 def q_values(params, obs):
-    """Q(s, a) of every action: obs (B, O) -> (B, A). Acts on NumPy arrays too (load_model)."""
+    """Q(s, a) of every action: obs (B, O) or (N, O) -> (B, A) or (N, A).
+
+    With NumPy's arrays it works too, so a kept model can play without JAX (`load_model`).
+    """
     x = obs.astype(np.float32) / OBS_SCALE
-    last = len(params) // 2 - 1  # two arrays a layer; // drops the marker
+    last = len(params) // 2 - 1  # the output layer. Two arrays a layer; // drops the marker.
     for i in range(last):
         x = x @ params[f"w{i}"] + params[f"b{i}"]
         if "layer_norm" in params:
@@ -218,11 +232,11 @@ def q_values(params, obs):
 def normalize(x):
     """Give each row mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3).
 
-    There is no trained gain or bias. The outputs of a layer keep their size, whatever the size of
+    No trained gain or bias follows it. The outputs of a layer keep their size, whatever the size of
     its weights, which makes large learning rates and several layers work (results/knobs.md).
     """
     n = x.shape[1]
-    x = x - x.sum(axis=1, keepdims=True) / n  # mean(): 1.3 times as long in NumPy
+    x = x - x.sum(axis=1, keepdims=True) / n  # not mean(), which is slower in NumPy
     return x / ((x * x).sum(axis=1, keepdims=True) / n + 1e-5) ** 0.5
 
 
@@ -243,61 +257,63 @@ class Transition(NamedTuple):  # arrays whose first axes are (rows, N), (N,) or 
     action: Array
     reward: Array
     discount: Array  # what the value of next_obs is multiplied by: gamma, or 0 if terminated
-    next_obs: Array  # from before any reset
+    next_obs: Array  # after the step; resets come later, in the next joint step
     ended: Array  # terminated or truncated
 
 
 def add(buffer, t, new):
-    """Write the N transitions of joint step t over the oldest row."""
+    """Write the N transitions of joint step t into its row, over those of a former step."""
     row = t % len(buffer.reward)
     # Compiled, this writes in place: the old buffer is not needed any more.
     return jax.tree.map(lambda x, y: x.at[row].set(y), buffer, new)
 
 
-def sample(args, noise, buffer, stored):
+def sample(args, noise, buffer, joint_steps):
     """Draw B transitions uniformly from the buffer, a Transition of arrays (rows, N, ...).
 
-    noise (2, B) is uniform in [0, 1), drawn in advance; stored is the number of joint steps so far.
+    noise (2, B) is uniform in [0, 1). joint_steps is how many have been stored so far, including
+    those that were overwritten.
     """
     rows = len(buffer.reward)
-    age = (noise[0] * jnp.minimum(stored, rows)).astype(int)  # 0 is the newest
-    t = stored - 1 - age
+    age = (noise[0] * jnp.minimum(joint_steps, rows)).astype(int)  # 0 is the newest
+    t = joint_steps - 1 - age
     env = (noise[1] * args.num_envs).astype(int)
     batch = jax.tree.map(lambda x: x[t % rows, env], buffer)
-    return extend(args, buffer, stored, t, env, batch)
+    return extend(args, buffer, joint_steps, t, env, batch)
 
 
-def extend(args, buffer, stored, t, env, batch):
+def extend(args, buffer, joint_steps, t, env, batch):
     """Make each transition span n_step steps, as in Rainbow (Hessel et al. 2018).
 
     Then reward is r_1 + gamma r_2 + ... + gamma^(n-1) r_n, discount is gamma^n, and next_obs is the
     observation after n steps. At the end of an episode, or at the newest step, n is smaller. After
-    termination, discount is 0. Some of these actions were random or come from older weights. That
-    is not corrected for: a bias, accepted because learning is faster.
+    termination, discount is 0. The rewards after the first depend on actions that were random or
+    chosen by older weights, while Q assumes optimal ones. That is not corrected for: a bias,
+    accepted because learning is faster.
     """
     rows = len(buffer.reward)
     reward = batch.reward
     discount = batch.discount
     for _ in range(1, args.n_step):
-        # Stop at the end of an episode, or at the newest step. Then t stays, and so it stops for
-        # good. Where go_on is true, t moves one row further.
-        go_on = ~buffer.ended[t % rows, env] & (t + 1 < stored)
+        # Where go_on is true, t moves one row further. At the end of an episode, and at the newest
+        # step, t stays. Then the same test fails again in all later turns.
+        go_on = ~buffer.ended[t % rows, env] & (t + 1 < joint_steps)
         t = t + go_on
-        reward += jnp.where(go_on, discount * buffer.reward[t % rows, env], 0)
-        discount *= jnp.where(go_on, buffer.discount[t % rows, env], 1)
+        reward = reward + jnp.where(go_on, discount * buffer.reward[t % rows, env], 0)
+        discount = discount * jnp.where(go_on, buffer.discount[t % rows, env], 1)
     next_obs = buffer.next_obs[t % rows, env]
     return batch._replace(reward=reward, discount=discount, next_obs=next_obs)
 
 
 # ---------- Learning
 class Learner(NamedTuple):
-    params: dict
-    target_params: dict
+    params: dict  # w
+    target_params: dict  # w-
     opt_state: tuple
 
 
 def make_optimizer(args):
-    """Adam (Kingma and Ba 2015). With anneal_lr, its learning rate falls linearly to 0."""
+    """Adam (Kingma and Ba 2015). With anneal_lr, its rate is a function: falling linearly to 0."""
     rate = args.learning_rate
     if args.anneal_lr:
         updates = (args.total_timesteps - args.learning_starts) // args.num_envs
@@ -323,10 +339,10 @@ def update(args, learner, batch, tau):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is a pair of pure functions, so it may be made anew here: all that Adam
-    # remembers, and the number of updates for its schedule, is in opt_state.
-    updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
-    params = optax.apply_updates(learner.params, updates)
+    # An optimizer of optax is two pure functions, `init` and `update`, so it may be made anew here.
+    # All that Adam remembers, and the number of updates for its schedule, is in opt_state.
+    changes, opt_state = make_optimizer(args).update(grads, learner.opt_state)
+    params = optax.apply_updates(learner.params, changes)
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, tau)
     return Learner(params, target_params, opt_state), loss
@@ -349,8 +365,8 @@ def init_agent(args, key):
     params = init_params(params_key, (OBS_SIZE, *args.hidden_sizes, ACTIONS), args.layer_norm)
     learner = Learner(params, params, make_optimizer(args).init(params))
     N = args.num_envs
-    # The first joint step resets all environments, so zeros in the shapes of EnvState will do.
-    # eval_shape only finds the shapes: nothing is computed, and the key remains unused.
+    # `ended` is True below, so the first joint step resets all environments, and until then zeros
+    # will do. eval_shape finds the shapes of what reset returns, without running it.
     shapes = jax.eval_shape(jax.vmap(reset), jax.random.split(key, N))
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     rows = args.buffer_size // N
@@ -360,15 +376,15 @@ def init_agent(args, key):
     return Agent(key, 0, state, jnp.ones(N, bool), jnp.zeros(N), buffer, learner)
 
 
-class Draws(NamedTuple):  # the randomness of a joint step, drawn in advance
+class Draws(NamedTuple):  # the randomness of a joint step, drawn in advance (`run_chunk` says why)
     noise: Array  # (2, N + B) uniform in [0, 1), to explore and to sample
-    # (2, N, 2): N keys for resets and N for steps, each as its two integers. Keys themselves would
-    # make JAX's check for reused keys (jax_debug_key_reuse) raise a false alarm here.
+    # (2, N, 2): N keys for resets and N for steps, each as the two integers that it consists of.
+    # For keys that scan hands out, JAX's check for reused keys raises a false alarm.
     key_data: Array
 
 
-# To step through it in a debugger, run this. Without `jit`, arrays have values, except inside the
-# functions that vmap and value_and_grad call:
+# To step through it in a debugger, run this in Python, with this file imported. Without `jit`,
+# arrays have values, except inside the functions that vmap and value_and_grad call:
 #     args = Args(num_envs=2)
 #     agent = init_agent(args, jax.random.key(1))
 #     _, draws = draw(args, jax.random.key(2), 10)
@@ -377,8 +393,8 @@ class Draws(NamedTuple):  # the randomness of a joint step, drawn in advance
 def joint_step(args, agent, draws):
     """One step of N environments and one update.
 
-    Returns the next Agent and a log: which episodes ended (N,), the returns of those (N,), the
-    loss, the mean |Q| and the largest |reward|.
+    Returns the next Agent and a log: which episodes ended (N,), the sums of their rewards so far
+    (N,), the loss, and for a warning in `report` the mean |Q| and the largest |reward|.
     """
     N = args.num_envs
     reset_keys, step_keys = jax.random.wrap_key_data(draws.key_data)  # (N,) each
@@ -405,7 +421,7 @@ def joint_step(args, agent, draws):
     ended = terminated | truncated
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
 
-    # Store. Only termination makes the value of next_obs 0: a truncated episode could go on.
+    # Store. A terminated episode is over, so the value of next_obs is 0. A truncated one is not.
     discount = jnp.where(terminated, 0, args.gamma)
     new = Transition(obs, action, reward, discount, state.obs, ended)
     buffer = add(agent.buffer, agent.joint_steps, new)
@@ -416,22 +432,21 @@ def joint_step(args, agent, draws):
     batch = sample(args, draws.noise[:, N:], buffer, joint_steps)
     tau = args.tau
     if args.target_network_frequency:
-        # If no multiple of the frequency was reached or passed in this joint step, w- stays.
-        due = env_steps % args.target_network_frequency < N
-        tau = jnp.where(due, args.tau, 0)
+        # w- stays unless this joint step reached or passed a multiple of the frequency. With a
+        # frequency of 500 and N = 32, it passed one if env_steps is 512: 512 % 500 = 12 < 32.
+        tau = jnp.where(env_steps % args.target_network_frequency < N, args.tau, 0)
     learner, loss = update(args, agent.learner, batch, tau)
     if args.learning_starts:  # until then, keep the old Learner
         started = env_steps > args.learning_starts
-        choose = partial(jnp.where, started)
-        learner = jax.tree.map(choose, learner, agent.learner)
+        learner = jax.tree.map(partial(jnp.where, started), learner, agent.learner)
     agent = Agent(agent.key, joint_steps, state, ended, returns, buffer, learner)
     return agent, (ended, returns, loss, jnp.mean(jnp.abs(q)), jnp.max(jnp.abs(reward)))
 
 
 def draw(args, key, steps):
     """The next key, and Draws for some joint steps: each array has a first axis `steps`."""
-    # A key always gives the same random numbers, so each use needs another key: one for noise, the
-    # next one, and for each joint step and environment one to reset and one to step.
+    # One key for the noise, one from which the next chunk draws, and for each joint step and
+    # environment one to reset and one to step.
     keys = jax.random.split(key, 2 + 2 * steps * args.num_envs)
     noise = jax.random.uniform(keys[0], (steps, 2, args.num_envs + args.batch_size))
     key_data = jax.random.key_data(keys[2:]).reshape(steps, 2, args.num_envs, -1)
@@ -439,13 +454,15 @@ def draw(args, key, steps):
 
 
 def run_chunk(args, agent, steps):
-    """Some joint steps. Returns the Agent and their logs, each array with a first axis `steps`."""
+    """Some joint steps. Returns the Agent and their logs, each array with a first axis `steps`.
+
+    steps decides shapes, so it can't be a placeholder: `train` fills it in with `partial`.
+    """
     # All draws come first: small draws in each joint step would take longer.
     key, draws = draw(args, agent.key, steps)
     # `scan` is a compiled loop. With draws_t for entry t of each array of draws, it does this:
     #     for t in range(steps): agent, log = joint_step(args, agent, draws_t)
-    # and stacks the logs. `partial(f, args)` is f with its first argument filled in: an ordinary
-    # Python object, so its settings become constants.
+    # and stacks the logs.
     return jax.lax.scan(partial(joint_step, args), agent._replace(key=key), draws)
 
 
@@ -459,12 +476,12 @@ def train(args):
     started = time.time()
     agents = init_agents(args)
     joint_steps = args.total_timesteps // args.num_envs
-    # Python prints between chunks of about 500 to 1,000 joint steps. Take the number of chunks that
-    # leaves the fewest joint steps over (mostly none); those are left out.
+    # The run is cut into equal chunks of 500 joint steps or more, between which Python prints. If
+    # they don't come out even, the last joint steps are left out: as few as possible, mostly none.
     most = max(1, joint_steps // 500)
     chunks = min(range((most + 1) // 2, most + 1), key=lambda n: joint_steps % n)
     chunk_steps = joint_steps // chunks
-    # Donated: the new agents overwrite the old ones in memory.
+    # Donated: a call may write the new agents over the memory of those it got. Nothing is copied.
     run_chunks = jax.vmap(partial(run_chunk, args, steps=chunk_steps))
     run_chunks = jax.jit(run_chunks, donate_argnums=0)
     if not jax.config.jax_disable_jit:  # JAX_DISABLE_JIT=1 runs everything line by line
@@ -475,8 +492,9 @@ def train(args):
     try:
         for chunk in range(1, chunks + 1):
             agents, logs = run_chunks(agents)
-            # If Ctrl-C interrupts the next call, these agents are gone: they were donated. So copy
-            # their weights. The call has only started the work; `device_get` waits for it.
+            # run_chunks returns before its work is done, and `device_get` waits for it. It copies
+            # the weights, because if Ctrl-C interrupts the next call, these agents are gone: they
+            # were donated.
             params, logs = jax.device_get((agents.learner.params, logs))
             episodes.append(ended_episodes(args, logs, env_steps))
             env_steps = chunk * chunk_steps * args.num_envs
@@ -497,8 +515,9 @@ def train(args):
 def init_agents(args):
     """The agents of all seeds. Each array has a first axis K, divided among the devices."""
     keys = jax.vmap(jax.random.key)(args.seed + np.arange(args.num_seeds))
-    # As many devices as can share the agents equally. On a CPU, `run` makes each core a device.
-    # The sharding is a row of devices, called K, that divide the first axis of each array.
+    # As many devices as can share the agents equally: on a CPU, `run` makes each core a device. The
+    # first device gets the first agents, and so on: "K" names the axis of devices, which divides
+    # the first axis of each array.
     devices = max(n for n in range(1, jax.device_count() + 1) if args.num_seeds % n == 0)
     sharding = jax.NamedSharding(jax.sharding.Mesh(jax.devices()[:devices], "K"), jax.P("K"))
     return jax.jit(jax.vmap(partial(init_agent, args)), out_shardings=sharding)(keys)
@@ -549,8 +568,7 @@ def evaluate(args, params):
         (_, total, _), _ = jax.lax.scan(one_step, (reset(reset_key), 0.0, True), keys)
         return total
 
-    # vmap's (0, None): params have a first axis of agents, and the seed is the same for all. The
-    # loop over seeds is Python's, because one compiled episode for all agents is short to compile.
+    # vmap's (0, None): params have a first axis of agents, and the seed is the same for all.
     play_all = jax.jit(jax.vmap(play, (0, None)))
     seeds = 2**31 + np.arange(args.eval_episodes, dtype=np.uint32)  # no seed of training
     return np.stack([play_all(params, seed) for seed in seeds], axis=1).astype(float)
@@ -608,7 +626,7 @@ def load_model(path):
 
 
 def make_output_dir(args):
-    """Fail before training, not after."""
+    """Make output_dir. Fail now, not after training, if it or a package is missing."""
     try:
         importlib.import_module("matplotlib")
         Path(args.output_dir).mkdir(parents=True)

@@ -12,19 +12,25 @@ agent acts in NumPy. JAX updates the network in the background, since a call of 
 returns before its result is there ("asynchronous dispatch"). Each call makes a group of updates, so
 that the calls are few.
 
-Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
-is optimal. It is the mean of r + gamma max_a' Q(s', a') over the reward r and next state s'. Deep
-Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
+Q(s, a) is the expected sum of rewards after action a in state s, if every later action is optimal.
+It is discounted: a reward that comes k steps later counts gamma^k times as much. So Q(s, a) is the
+mean of r + gamma max_a' Q(s', a') over the reward r and next state s' of a step.
+
+Deep Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
 Q(s, a; w) with weights w. It explores by acting epsilon-greedily: at random with probability
-epsilon, else by the largest Q. It learns from steps (s, a, r, s') drawn at random from a replay
-buffer, because consecutive steps resemble each other too much. A second network of the same shape,
-the target network, keeps the targets y steady: its weights, written w-, follow w with a delay. Each
-update takes a gradient step to reduce the mean of
+epsilon, else by the largest Q. A replay buffer keeps the newest steps (s, a, r, s'), called
+transitions. Each update draws a batch of them at random, because consecutive steps resemble each
+other too much, and takes a gradient step to reduce, on average over the batch,
 
     h(y - Q(s, a; w))   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal,
 
 and h(x) = x^2 / 2 if |x| < 1, else |x| - 1/2 (Huber 1964). The slope of h is x, clipped to
 between -1 and 1, which is the error clipping of Mnih et al.
+
+y is called the target. w- are the weights of a second network of the same shape, the target
+network. They follow w with a delay, because a target that depends on w itself moves with every
+update. s' is terminal if the episode ended for good. A time limit is not terminal: it only
+truncates the episode.
 
     python dqn_lunarlander.py --env-id Acrobot-v1
     python dqn_lunarlander.py --output-dir runs/1 --eval-frequency 25000 --capture-video
@@ -32,50 +38,54 @@ between -1 and 1, which is the error clipping of Mnih et al.
 LunarLander-v3 gives 8 numbers (position, velocity, angle, angular velocity, whether each leg
 touches the ground) and has 4 actions (nothing, left engine, main engine, right engine). The way
 down to the pad pays 100 to 140, coming to rest another 100, each leg on the ground 10; a crash
-costs 100, and engines cost a little. The time limit is 1,000 steps. An agent has solved it if 100
-episodes without random actions have a mean return of at least 200. The return is the plain sum of
-rewards; Q is discounted, and of scaled rewards. Of 20 agents, trained with seeds that nothing was
-tuned on, all solve it: mean 276.1 ± 4.2 (a 95 % interval), the worst agent 252.3. Training takes
-about half a minute on one core of a server.
+costs 100, and engines cost a little. The time limit is 1,000 steps. A return is the sum of the
+rewards in an episode, not discounted. An agent has solved LunarLander if its mean return in 100
+episodes without random actions is at least 200 (Gymnasium's threshold). Of 20 agents, trained with
+seeds that were not used to choose the settings, all solve it: mean 276.1 ± 4.2 (a 95 % interval),
+the worst agent 252.3. Training takes about half a minute on one core of a server; with a second
+core, the background's work is done beside the environment's.
 
 To learn DQN, read `q_values`, `Transition`, `extend`, `sample`, `update`, `learn`, `act` and
 `train`, in this order. What comes after `train` reports, evaluates, checks and saves.
 
-JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders for its
-arguments, which have shapes but no values, and records the operations ("tracing"). Numbers that are
-passed as arguments become placeholders too. What f gets otherwise, like settings, is a constant of
-the compiled code, so `if` works on it, and on the names in a dict; between values of arrays,
-`jnp.where` chooses. Arrays never change: `x.at[i].set(y)` is a new array. Nested dicts and named
-tuples of arrays are "pytrees", which `jit`, `vmap`, `scan` and `grad` take and return;
-`jax.tree.map(f, tree)` calls f on each array. `jax.lax.scan` is a compiled loop. Random functions
-of JAX take a key; the same key gives the same numbers.
+JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
+arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
+run what was recorded. Numbers that are passed as arguments become placeholders too, but settings do
+not: `partial(f, args)` is f with its first argument filled in, and what is filled in before
+compiling is a constant. So `if` works on settings, and on the names in a dict. Where the values of
+arrays decide, use `jnp.where`. JAX's arrays never change, unlike NumPy's. Nested dicts and named
+tuples of arrays are "pytrees", which all of these take and return: `jax.tree.map(f, tree)` calls f
+on each array, `jax.lax.scan` is a compiled loop, and `jax.value_and_grad(f)` computes f and its
+gradient. Random functions take a key; the same key gives the same numbers.
 
-Departures from Mnih et al. The last column is the mean return of 10 agents, trained with seeds that
-nothing was tuned on, when only this departure is undone:
+Departures from Mnih et al., each with the flag that undoes it. The last column is the mean return
+of 10 agents, trained with seeds that were not used to choose the settings, when only this departure
+is undone.
 
-    departure                               undone by                                     return
-    targets sum n rewards                   --n-step 1                                     254.6
-    w- moves a little at every update       --tau 1 --target-network-frequency 500  not measured
-    the learning rate falls to 0            --no-anneal-lr                          not measured
-    hidden layers are normalized            --no-layer-norm                         not measured
-    w chooses the next action, w- values it --no-double-dqn                         not measured
-    learning starts at once                 --learning-starts 10000                 not measured
-    rewards are multiplied                  --reward-scale 1                        not measured
-    updates come in groups                  --train-frequency 4 --gradient-steps 1  not measured
+    departure                                     undone by                               return
+    none                                                                                   276.6
+    targets sum n rewards                         --n-step 1                               254.6
+    w- moves a little at every update             --tau 1 --target-network-frequency 500   @copied
+    the learning rate falls to 0                  --no-anneal-lr                           @anneal
+    hidden layers are normalized                  --no-layer-norm                          @plainl
+    in y, w chooses a' and w- values it           --no-double-dqn                          @double
+    learning starts at once                       --learning-starts 10000                  @starts
+    rewards are multiplied by a constant          --reward-scale 1                         @unscal
+    updates come in groups, 10 after 32 steps     --train-frequency 4 --gradient-steps 1   @groups
 
-Huber's loss is the paper's error clipping; --loss squared is CleanRL's choice. results/knobs.md has
-what is measured later.
-
-Adam replaces RMSProp, and the agent acts with weights that are one group of updates old. Plain DQN,
-all of it switched off:
+No flag undoes these: Adam replaces RMSProp, the paper's clipping of rewards to between -1 and 1 is
+left out, and the agent acts with weights that are one group of updates old. Plain DQN, with all
+departures of the table undone, at the settings of dqn_jax.py in CleanRL (single files of many
+algorithms, https://github.com/vwxyzjn/cleanrl), which squares errors instead of clipping them:
 
     python dqn_lunarlander.py --n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --no-double-dqn --learning-starts 10000 --reward-scale 1 \
-        --train-frequency 10 --gradient-steps 1 --total-timesteps 500000 --learning-rate 2.5e-4 \
-        --batch-size 128 --hidden-sizes 120 84 --buffer-size 10000 --gamma 0.99 --end-e 0.05 \
-        --exploration-fraction 0.5
+        --train-frequency 10 --gradient-steps 1 --loss squared --total-timesteps 500000 \
+        --learning-rate 2.5e-4 --batch-size 128 --hidden-sizes 120 84 --buffer-size 10000 \
+        --gamma 0.99 --end-e 0.05 --exploration-fraction 0.5
 
-This is the algorithm of the paper, at the settings of CleanRL's dqn_jax.py.
+But for what no flag undoes, this is the algorithm of the paper. Of 10 agents, @solvedplain solve
+LunarLander: mean @meanplain. What happens if other flags change is in results/knobs.md.
 
 Letters in shapes: B batch, G updates in a group, O observation, A actions.
 """
@@ -106,7 +116,7 @@ class Args:
     """DQN on a Gymnasium environment with Discrete actions."""
 
     seed: int = 1  # the same seed, machine and versions give the same result
-    env_id: str = "LunarLander-v3"  # or another id, or my_module:MyEnv-v0
+    env_id: str = "LunarLander-v3"  # or another id; my_module:MyEnv-v0 imports my_module first
     total_timesteps: int = 200_000  # environment steps
     train_frequency: int = 32  # environment steps between groups of updates
     gradient_steps: int = 10  # updates in a group
@@ -137,11 +147,11 @@ SCRIPT = "dqn_lunarlander.py"
 
 
 class BadInput(ValueError):
-    """Settings, a file or an environment that can't be used: one line, and exit status 2."""
+    """Settings, a file or an environment that can't be used: an error line, and exit status 2."""
 
 
 class BadRun(RuntimeError):
-    """Training or an evaluation that can't go on: one line, and exit status 1."""
+    """Training or an evaluation that can't go on: an error line, and exit status 1."""
 
 
 # ---------- Environment
@@ -152,7 +162,7 @@ def wrap_env(env):
     env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     flat_space = spaces.flatten_space(space)
     env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
-    # If your environment already records statistics as info["episode"], ours need another name.
+    # Keep all episodes. The key keeps clear of info["episode"], which your environment may use.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -164,7 +174,7 @@ def flatten(space, obs):
 
 
 def fits(space, obs):
-    """Whether an observation has the declared shape, and its values survive the declared type.
+    """Whether an observation has the declared shape, and converting it to that type is exact.
 
     Values outside the bounds of a Box are allowed, since many environments exceed them.
     """
@@ -196,7 +206,7 @@ def init_params(key, sizes, layer_norm):
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
         layer = draws[i, : n_in * n_out].reshape(n_in, n_out)
-        params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
+        params[f"w{i}"] = (6 / n_in) ** 0.5 * layer  # uniform from -1 to 1 has variance 1 / 3
         params[f"b{i}"] = jnp.zeros(n_out, np.float32)
     if layer_norm:
         # A marker: q_values normalizes if this name is there. So a saved model remembers it. The
@@ -207,10 +217,10 @@ def init_params(key, sizes, layer_norm):
 
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) -> (B, A)."""
-    # Only operators and methods are used, which NumPy's and JAX's arrays share. So the same code
-    # serves to act (NumPy) and to learn (JAX).
+    # The arrays of NumPy and JAX share the operators and methods used here, so the same code serves
+    # to act (NumPy) and to learn (JAX).
     x = obs.astype(np.float32)
-    last = len(params) // 2 - 1  # two arrays a layer; // drops the marker
+    last = len(params) // 2 - 1  # the output layer. Two arrays a layer; // drops the marker.
     for i in range(last):
         x = x @ params[f"w{i}"] + params[f"b{i}"]
         if "layer_norm" in params:
@@ -222,11 +232,11 @@ def q_values(params, obs):
 def normalize(x):
     """Give each row mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3).
 
-    There is no trained gain or bias. The outputs of a layer keep their size, whatever the size of
+    No trained gain or bias follows it. The outputs of a layer keep their size, whatever the size of
     its weights, which makes large learning rates and several layers work (results/knobs.md).
     """
     n = x.shape[1]
-    x = x - x.sum(axis=1, keepdims=True) / n  # mean(): 1.3 times as long in NumPy
+    x = x - x.sum(axis=1, keepdims=True) / n  # not mean(), which is slower in NumPy
     return x / ((x * x).sum(axis=1, keepdims=True) / n + 1e-5) ** 0.5
 
 
@@ -236,22 +246,24 @@ def normalize(x):
 class Transition(NamedTuple):
     obs: np.ndarray
     action: np.ndarray
-    reward: np.ndarray  # scaled; of n steps, the discounted sum
+    reward: np.ndarray  # scaled; of n steps (fewer at the end of an episode), the discounted sum
     discount: np.ndarray  # what the value of next_obs is multiplied by: gamma^n, 0 if terminated
-    next_obs: np.ndarray  # n steps after obs, from before any reset
+    next_obs: np.ndarray  # n steps after obs; at the end of an episode, its last observation
 
 
 def extend(queue, new, ended, n_step):
     """Transitions of n steps, as in Rainbow (Hessel et al. 2018).
 
-    Adds the step `new` to each transition in the queue, and starts one from it. Complete are those
-    of n steps, and all if the episode has ended. Returns them, and the queue of the others. With
-    n_step=3, gamma=0.5, and rewards 1, 2, 4, the queue's (reward, discount) after each step are:
+    Adds the step `new` to each transition in the queue, and starts one from it. A transition is
+    complete when it has n steps; if the episode has ended, all are. Returns the complete ones, and
+    the queue of the others. With n_step=3, gamma=0.5, and rewards 1, 2, 4, the queue's (reward,
+    discount) after each step are:
         (1, 0.5)
         (1 + 0.5 * 2, 0.25)              (2, 0.5)
         (1 + 0.5 * 2 + 0.25 * 4, 0.125)  (2 + 0.5 * 4, 0.25)  (4, 0.5)
-    Now the first is complete. The actions after a transition's first were partly random or come
-    from older weights. That is not corrected for: a bias, accepted because learning is faster.
+    Now the first is complete. The rewards after a transition's first depend on actions that were
+    random or chosen by older weights, while Q assumes optimal ones. That is not corrected for: a
+    bias, accepted because learning is faster.
     """
     longer = []
     for old in queue:
@@ -290,13 +302,13 @@ def sample(args, rng, buffer, added):
 
 # ---------- Learning
 class Learner(NamedTuple):
-    params: dict
-    target_params: dict
+    params: dict  # w
+    target_params: dict  # w-
     opt_state: tuple
 
 
 def make_optimizer(args):
-    """Adam (Kingma and Ba 2015). With anneal_lr, its learning rate falls linearly to 0."""
+    """Adam (Kingma and Ba 2015). With anneal_lr, its rate is a function: falling linearly to 0."""
     rate = args.learning_rate
     if args.anneal_lr:
         groups = (args.total_timesteps - args.learning_starts) / args.train_frequency
@@ -314,7 +326,7 @@ def update(args, learner, batch, tau):
     # the sum of n rewards and batch.discount gamma^n.
     # DQN: a* = argmax_a' Q(s', a'; w-), so that y = r + gamma max_a' Q(s', a'; w-). But the
     # maximum of noisy values is too high on average. Double DQN (van Hasselt et al. 2016):
-    # a* = argmax_a' Q(s', a'; w), because w and w- less often err upward at the same action.
+    # a* = argmax_a' Q(s', a'; w). An action that w overrates is seldom overrated by w- too.
     chooser = learner.params if args.double_dqn else learner.target_params
     best = jnp.argmax(q_values(chooser, batch.next_obs), axis=1)
     rows = jnp.arange(args.batch_size)
@@ -330,10 +342,10 @@ def update(args, learner, batch, tau):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is a pair of pure functions, so it may be made anew here: all that Adam
-    # remembers, and the number of updates for its schedule, is in opt_state.
-    updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
-    params = optax.apply_updates(learner.params, updates)
+    # An optimizer of optax is two pure functions, `init` and `update`, so it may be made anew here.
+    # All that Adam remembers, and the number of updates for its schedule, is in opt_state.
+    changes, opt_state = make_optimizer(args).update(grads, learner.opt_state)
+    params = optax.apply_updates(learner.params, changes)
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, tau)
     return Learner(params, target_params, opt_state), loss
@@ -342,13 +354,14 @@ def update(args, learner, batch, tau):
 def learn(args, learner, batches, env_steps):
     """A group of updates. Returns the Learner and the last loss.
 
-    train compiles `partial(learn, args)`, which is learn with its first argument filled in, so that
-    settings are constants. The others are arguments of the compiled function, env_steps too.
+    `train` compiles `partial(learn, args)`, which is learn with its first argument filled in, so
+    that settings are constants. The others are arguments of the compiled function, env_steps too.
     """
-    tau = jnp.full(args.gradient_steps, args.tau)  # in each update
+    tau = jnp.full(args.gradient_steps, args.tau)  # one for each update
     if args.target_network_frequency:
-        # The remainder tells how many steps ago the last multiple of the frequency was. If that was
-        # after the last group, w- moves, at the first update of this group. Else it stays.
+        # w- stays unless there was a multiple of the frequency in the last train_frequency steps.
+        # With 500 and 32, there was one at step 512: 512 % 500 = 12 < 32. Then w- moves at the
+        # first update of this group.
         due = env_steps % args.target_network_frequency < args.train_frequency
         first = jnp.arange(args.gradient_steps) == 0
         tau = jnp.where(due & first, args.tau, 0)
@@ -364,7 +377,7 @@ def learn(args, learner, batches, env_steps):
 
 # ---------- Training
 def act(args, rng, params, obs, env_steps, n_actions):
-    """An epsilon-greedy action, counted from 0."""
+    """An epsilon-greedy action, as a number from 0 to n_actions - 1."""
     falling_steps = max(1, args.exploration_fraction * args.total_timesteps)
     progress = min(1, env_steps / falling_steps)
     epsilon = 1 + (args.end_e - 1) * progress
@@ -405,14 +418,14 @@ def train(args, env):
     sizes = *env.observation_space.shape, *args.hidden_sizes, int(env.action_space.n)
     learner = jax.jit(partial(init_learner, args, sizes))()  # compiled as a whole: faster
     buffer = init_buffer(args, sizes[0])
-    # Compile by a first call, on zeros, whose result is not used.
+    # Compile by a first call. It learns from zeros, and its result is not used.
     learn_group = jax.jit(partial(learn, args))
     learn_group(learner, sample(args, rng, buffer, added=1), 0)
     acting_params = jax.tree.map(np.asarray, learner.params)
     compiled = printed = time.time()
     queue = []
     loss = 0.0
-    added = done = 0
+    added = completed = 0
     obs, _ = env.reset(seed=int(rng.integers(2**30)))
     with contextlib.suppress(KeyboardInterrupt):
         for env_steps in range(1, args.total_timesteps + 1):
@@ -421,7 +434,7 @@ def train(args, env):
             outcome = env.step(int(env.action_space.start) + action)
             next_obs, reward, terminated, truncated, _ = outcome
 
-            # Store. Only termination makes the value of next_obs 0: a truncated one could go on.
+            # Store. A terminated episode is over, so next_obs has value 0. A truncated one isn't.
             discount = 0.0 if terminated else args.gamma
             new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
             complete, queue = extend(queue, new, terminated or truncated, args.n_step)
@@ -436,12 +449,12 @@ def train(args, env):
                 acting_params = jax.tree.map(np.asarray, learner.params)
                 learner, loss = learn_group(learner, sample(args, rng, buffer, added), env_steps)
 
-            done = env_steps  # completed steps, for Ctrl-C; below, only saving and printing
-            save_snapshot(args, done, learner)
-            if time.time() - printed > 1 or done == args.total_timesteps:
+            completed = env_steps  # Ctrl-C may come in the middle of a step
+            save_snapshot(args, completed, learner)
+            if time.time() - printed > 1 or completed == args.total_timesteps:
                 printed = time.time()
-                report(args, done, env, buffer, loss, printed - compiled)
-    return jax.device_get(learner.params), *statistics(args, env, done, started, compiled)
+                report(args, completed, env, buffer, loss, printed - compiled)
+    return jax.device_get(learner.params), *statistics(args, env, completed, started, compiled)
 
 
 def save_snapshot(args, env_steps, learner):
@@ -585,6 +598,7 @@ def refuse(error, what):
     If it went through code of anybody else, it is raised as it is, with its traceback: it may be a
     bug in the environment. Gymnasium wraps errors of imports, so the cause counts too.
     """
+    # wrap_env hands a partial of functools to Gymnasium; pathlib makes output_dir.
     known = __name__, "gymnasium", "importlib", "pathlib", "functools"
     for part in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):
@@ -666,7 +680,7 @@ def run(args):
     try:
         if args.eval_frequency or args.capture_video:
             play_snapshots(args, env, params)
-        summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]  # one agent
+        summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]  # of one agent
     finally:  # whatever stops the evaluation, the summary is kept
         if args.output_dir:
             Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))

@@ -15,72 +15,83 @@ two kinds:
   so in training it is over --sampled-actions of them, drawn at random with replacement, which
   lowers Q a little (Fourati et al. 2024, https://arxiv.org/abs/2405.10310).
 
-The environment is ordinary Python, not JAX, so the training loop as a whole can't be compiled. A
-call of a compiled function costs more than this small network's arithmetic, so the agent acts in
-NumPy. JAX updates the network in the background, since a call of a compiled function returns before
-its result is there ("asynchronous dispatch"). Each call makes a group of updates, so that the calls
-are few.
+The environment is ordinary Python, not JAX, so the training loop as a whole can't
+be compiled. A call of a compiled function costs more than this small network's arithmetic, so the
+agent acts in NumPy. JAX updates the network in the background, since a call of a compiled function
+returns before its result is there ("asynchronous dispatch"). Each call makes a group of updates, so
+that the calls are few.
 
-Q(s, a) is the expected discounted sum of rewards after action a in state s, if every later action
-is optimal. It is the mean of r + gamma max_a' Q(s', a') over the reward r and next state s'. Deep
-Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
+Q(s, a) is the expected sum of rewards after action a in state s, if every later action is optimal.
+It is discounted: a reward that comes k steps later counts gamma^k times as much. So Q(s, a) is the
+mean of r + gamma max_a' Q(s', a') over the reward r and next state s' of a step.
+
+Deep Q-learning (DQN, Mnih et al. 2015, https://doi.org/10.1038/nature14236) learns it as a network
 Q(s, a; w) with weights w. It explores by acting epsilon-greedily: at random with probability
-epsilon, else by the largest Q. It learns from steps (s, a, r, s') drawn at random from a replay
-buffer, because consecutive steps resemble each other too much. A second network of the same shape,
-the target network, keeps the targets y steady: its weights, written w-, follow w with a delay. Each
-update takes a gradient step to reduce the mean of
+epsilon, else by the largest Q. A replay buffer keeps the newest steps (s, a, r, s'), called
+transitions. Each update draws a batch of them at random, because consecutive steps resemble each
+other too much, and takes a gradient step to reduce, on average over the batch,
 
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
-The maximum over noisy values is too high on average. This file does nothing about that;
-dqn_lunarlander.py has Double DQN, which does.
+y is called the target. w- are the weights of a second network of the same shape, the target
+network. They follow w with a delay, because a target that depends on w itself moves with every
+update. s' is terminal if the episode ended for good. A time limit is not terminal: it only
+truncates the episode.
+
+Q(s', a'; w-) is an estimate with errors, and the maximum prefers errors upward, so y is too high on
+average. This file does nothing about that; dqn_lunarlander.py has Double DQN, which does.
 
     python dqn_pendulum_discretized.py --q-input state-action --num-actions 1000
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --output-dir runs/1
 
 InvertedPendulum-v5 gives 4 numbers (a cart's position, the angle of a pole on it, and how fast both
-change) and takes a force on the cart, from -3 to 3. Each of at most 1000 steps pays 1, until the
-pole leans too far. An agent has solved it if 100 episodes without random actions have a mean return
-of at least 950 (Gymnasium's threshold). Pendulum-v1 gives 3 numbers and takes a torque from -2 to
-2; rewards are negative, and 0 only while the pendulum stands still at the top without torque. It
-has no threshold. The return is the plain sum of rewards; Q is discounted, and of scaled rewards. Of
-30 agents, trained with seeds that nothing was tuned on, 29 solve InvertedPendulum-v5: mean 996.3,
-the worst agent 896.
+change) and takes a force on the cart, from -3 to 3. Each step pays 1, until the pole leans too far
+or the time limit of 1000 steps truncates the episode. Pendulum-v1 gives 3 numbers and takes a
+torque from -2 to 2; rewards are negative, and 0 only while the pendulum stands still at the top
+without torque. A return is the sum of the rewards in an episode, not discounted. An agent has
+solved InvertedPendulum-v5 if its mean return in 100 episodes without random actions is at least 950
+(Gymnasium's threshold); Pendulum-v1 has no threshold. Of 30 agents, trained with seeds that were
+not used to choose the settings, @ipsolved solve InvertedPendulum-v5: mean @ipmean, the worst agent
+@ipworst. On Pendulum-v1, 20 agents reach @pmean on average.
 
 To learn DQN, read `q_values`, `sample`, `update`, `learn`, `act` and `train`, in this order. What
 comes after `train` reports, evaluates, checks and saves.
 
-JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders for its
-arguments, which have shapes but no values, and records the operations ("tracing"). Numbers that are
-passed as arguments become placeholders too. What f gets otherwise, like settings, is a constant of
-the compiled code, so `if` works on it, and on the names in a dict; between values of arrays,
-`jnp.where` chooses. Arrays never change: `x.at[i].set(y)` is a new array. Nested dicts and named
-tuples of arrays are "pytrees", which `jit`, `vmap`, `scan` and `grad` take and return;
-`jax.tree.map(f, tree)` calls f on each array. `jax.lax.scan` is a compiled loop. Random functions
-of JAX take a key; the same key gives the same numbers.
+JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
+arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
+run what was recorded. Numbers that are passed as arguments become placeholders too, but settings do
+not: `partial(f, args)` is f with its first argument filled in, and what is filled in before
+compiling is a constant. So `if` works on settings, and on the names in a dict. Where the values of
+arrays decide, use `jnp.where`. JAX's arrays never change, unlike NumPy's. Nested dicts and named
+tuples of arrays are "pytrees", which all of these take and return: `jax.tree.map(f, tree)` calls f
+on each array, `jax.lax.scan` is a compiled loop, and `jax.value_and_grad(f)` computes f and its
+gradient. Random functions take a key; the same key gives the same numbers.
 
-Departures from Mnih et al. The last column says how many of 10 agents, trained with seeds that
-nothing was tuned on, solve InvertedPendulum-v5 when only this departure is undone:
+Departures from Mnih et al., each with the flag that undoes it. The last column says how many of 10
+agents, trained with seeds that were not used to choose the settings, solve InvertedPendulum-v5 when
+only this departure is undone. With none undone, @ipten do.
 
-    departure                           undone by                                      solved by
-    w- moves a little at every update   --tau 1 --target-network-frequency 500      not measured
-    the learning rate falls to 0        --no-anneal-lr                              not measured
-    hidden layers are normalized        --no-layer-norm                             not measured
-    learning starts at once             --learning-starts 10000                     not measured
-    rewards are multiplied              --reward-scale 1                            not measured
-    updates come in groups              --train-frequency 4 --gradient-steps 1      not measured
+    departure                                     undone by                               solved by
+    w- moves a little at every update             --tau 1 --target-network-frequency 500   @copied
+    the learning rate falls to 0                  --no-anneal-lr                           @anneal
+    hidden layers are normalized                  --no-layer-norm                          @plainl
+    learning starts at once                       --learning-starts 10000                  @starts
+    rewards are multiplied by a constant          --reward-scale 1                         @unscal
+    updates come in groups, 8 after 16 steps      --train-frequency 2 --gradient-steps 1   @groups
 
-results/knobs.md has what is measured later.
-
-Adam replaces RMSProp, errors are not clipped, and the agent acts with weights that are one group of
-updates old. Plain DQN, all of it switched off:
+No flag undoes these: Adam replaces RMSProp, the paper's clipping of errors y - Q and of rewards to
+between -1 and 1 is left out, and the agent acts with weights that are one group of updates old.
+Plain DQN, with all departures of the table undone:
 
     python dqn_pendulum_discretized.py --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --learning-starts 10000 --reward-scale 1 --train-frequency 10 \
         --gradient-steps 1 --total-timesteps 100000 --learning-rate 2.5e-4 --batch-size 128 \
-        --hidden-sizes 120 84 --buffer-size 10000 --gamma 0.99 --end-e 0.05
+        --hidden-sizes 120 84 --buffer-size 10000 --gamma 0.99 --end-e 0.05 \
+        --exploration-fraction 0.5
 
-This is the algorithm of the paper, with settings like those of CleanRL's dqn_jax.py.
+But for what no flag undoes, this is the algorithm of the paper, at settings like those of CleanRL's
+dqn_jax.py (https://github.com/vwxyzjn/cleanrl). Of 10 agents, @solvedplain solve InvertedPendulum.
+What happens if other flags change is in results/knobs.md.
 
 Letters in shapes: B batch, G updates in a group, O observation, A listed actions.
 """
@@ -111,7 +122,7 @@ class Args:
     """DQN on a Gymnasium environment with one continuous action."""
 
     seed: int = 1  # the same seed, machine and versions give the same result
-    env_id: str = "InvertedPendulum-v5"  # or another id, or my_module:MyEnv-v0
+    env_id: str = "InvertedPendulum-v5"  # or another id; my_module:MyEnv-v0 imports my_module first
     num_actions: int = 5  # listed actions, evenly spaced from the lowest to the highest
     q_input: Literal["state", "state-action"] = "state"  # what the network takes
     sampled_actions: int = 32  # drawn for a maximum in training, if q_input is state-action
@@ -140,11 +151,11 @@ SCRIPT = "dqn_pendulum_discretized.py"
 
 
 class BadInput(ValueError):
-    """Settings, a file or an environment that can't be used: one line, and exit status 2."""
+    """Settings, a file or an environment that can't be used: an error line, and exit status 2."""
 
 
 class BadRun(RuntimeError):
-    """Training or an evaluation that can't go on: one line, and exit status 1."""
+    """Training or an evaluation that can't go on: an error line, and exit status 1."""
 
 
 # ---------- Environment
@@ -155,7 +166,7 @@ def wrap_env(env):
     env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     flat_space = spaces.flatten_space(space)
     env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
-    # If your environment already records statistics as info["episode"], ours need another name.
+    # Keep all episodes. The key keeps clear of info["episode"], which your environment may use.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -167,7 +178,7 @@ def flatten(space, obs):
 
 
 def fits(space, obs):
-    """Whether an observation has the declared shape, and its values survive the declared type.
+    """Whether an observation has the declared shape, and converting it to that type is exact.
 
     Values outside the bounds of a Box are allowed, since many environments exceed them.
     """
@@ -205,7 +216,7 @@ def init_params(key, sizes, layer_norm):
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
         layer = draws[i, : n_in * n_out].reshape(n_in, n_out)
-        params[f"w{i}"] = (6 / n_in) ** 0.5 * layer
+        params[f"w{i}"] = (6 / n_in) ** 0.5 * layer  # uniform from -1 to 1 has variance 1 / 3
         params[f"b{i}"] = jnp.zeros(n_out, np.float32)
     if layer_norm:
         # A marker: q_values normalizes if this name is there. So a saved model remembers it. The
@@ -216,10 +227,10 @@ def init_params(key, sizes, layer_norm):
 
 def q_values(params, obs):
     """The network of --q-input state, Q(s, a) of every listed action: obs (B, O) -> (B, A)."""
-    # Only operators and methods are used, which NumPy's and JAX's arrays share. So the same code
-    # serves to act (NumPy) and to learn (JAX).
+    # The arrays of NumPy and JAX share the operators and methods used here, so the same code serves
+    # to act (NumPy) and to learn (JAX).
     x = obs.astype(np.float32)
-    last = len(params) // 2 - 1  # two arrays a layer; // drops the marker
+    last = len(params) // 2 - 1  # the output layer. Two arrays a layer; // drops the marker.
     for i in range(last):
         x = x @ params[f"w{i}"] + params[f"b{i}"]
         if "layer_norm" in params:
@@ -231,20 +242,23 @@ def q_values(params, obs):
 def normalize(x):
     """Give each row mean 0 and variance 1: layer normalization (Ba et al. 2016, eq. 3).
 
-    There is no trained gain or bias. The outputs of a layer keep their size, whatever the size of
+    No trained gain or bias follows it. The outputs of a layer keep their size, whatever the size of
     its weights, which makes large learning rates and several layers work (results/knobs.md).
     """
     n = x.shape[1]
-    x = x - x.sum(axis=1, keepdims=True) / n  # mean(): 1.3 times as long in NumPy
+    x = x - x.sum(axis=1, keepdims=True) / n  # not mean(), which is slower in NumPy
     return x / ((x * x).sum(axis=1, keepdims=True) / n + 1e-5) ** 0.5
 
 
 def q_of_actions(params, obs, actions):
-    """The network of --q-input state-action: obs (B, O), actions (A,) or (B, A) -> (B, A)."""
+    """The network of --q-input state-action: obs (B, O), actions (M,) or (B, M) -> (B, M).
+
+    The M actions are all that are listed, some that were drawn, or the one that was taken.
+    """
     xp = np if isinstance(obs, np.ndarray) else jnp
     actions = xp.broadcast_to(actions, (len(obs), actions.shape[-1]))
     states = obs.repeat(actions.shape[1], axis=0)
-    rows = xp.concatenate([states, actions.reshape(-1, 1)], axis=1)  # (B * A, O + 1)
+    rows = xp.concatenate([states, actions.reshape(-1, 1)], axis=1)  # (B * M, O + 1)
     return q_values(params, rows).reshape(actions.shape)
 
 
@@ -256,7 +270,7 @@ class Transition(NamedTuple):
     action: np.ndarray  # its index in the list
     reward: np.ndarray  # scaled
     discount: np.ndarray  # what the value of next_obs is multiplied by: gamma, or 0 if terminated
-    next_obs: np.ndarray  # from before any reset
+    next_obs: np.ndarray  # one step after obs; at the end of an episode, its last observation
 
 
 def add(buffer, added, new):
@@ -289,13 +303,13 @@ def draw_actions(args, rng, listed):
 
 # ---------- Learning
 class Learner(NamedTuple):
-    params: dict
-    target_params: dict
+    params: dict  # w
+    target_params: dict  # w-
     opt_state: tuple
 
 
 def make_optimizer(args):
-    """Adam (Kingma and Ba 2015). With anneal_lr, its learning rate falls linearly to 0."""
+    """Adam (Kingma and Ba 2015). With anneal_lr, its rate is a function: falling linearly to 0."""
     rate = args.learning_rate
     if args.anneal_lr:
         groups = (args.total_timesteps - args.learning_starts) / args.train_frequency
@@ -327,10 +341,10 @@ def update(args, listed, learner, batch, drawn, tau):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optax optimizer is a pair of pure functions, so it may be made anew here: all that Adam
-    # remembers, and the number of updates for its schedule, is in opt_state.
-    updates, opt_state = make_optimizer(args).update(grads, learner.opt_state)
-    params = optax.apply_updates(learner.params, updates)
+    # An optimizer of optax is two pure functions, `init` and `update`, so it may be made anew here.
+    # All that Adam remembers, and the number of updates for its schedule, is in opt_state.
+    changes, opt_state = make_optimizer(args).update(grads, learner.opt_state)
+    params = optax.apply_updates(learner.params, changes)
     # w- <- (1 - tau) w- + tau w
     target_params = optax.incremental_update(params, learner.target_params, tau)
     return Learner(params, target_params, opt_state), loss
@@ -339,13 +353,14 @@ def update(args, listed, learner, batch, drawn, tau):
 def learn(args, listed, learner, batches, drawn, env_steps):
     """A group of updates. Returns the Learner and the last loss.
 
-    train compiles `partial(learn, args, listed)`, which is learn with these arguments filled in, so
-    that they are constants. The others are arguments of the compiled function, env_steps too.
+    `train` compiles `partial(learn, args, listed)`, which is learn with these arguments filled in,
+    so that they are constants. The others are arguments of the compiled function, env_steps too.
     """
-    tau = jnp.full(args.gradient_steps, args.tau)  # in each update
+    tau = jnp.full(args.gradient_steps, args.tau)  # one for each update
     if args.target_network_frequency:
-        # The remainder tells how many steps ago the last multiple of the frequency was. If that was
-        # after the last group, w- moves, at the first update of this group. Else it stays.
+        # w- stays unless there was a multiple of the frequency in the last train_frequency steps.
+        # With 500 and 32, there was one at step 512: 512 % 500 = 12 < 32. Then w- moves at the
+        # first update of this group.
         due = env_steps % args.target_network_frequency < args.train_frequency
         first = jnp.arange(args.gradient_steps) == 0
         tau = jnp.where(due & first, args.tau, 0)
@@ -409,22 +424,22 @@ def train(args, env):
     (obs_size,) = env.observation_space.shape
     learner = jax.jit(partial(init_learner, args, obs_size))()  # compiled as a whole: faster
     buffer = init_buffer(args, obs_size)
-    # Compile by a first call, on zeros, whose result is not used.
+    # Compile by a first call. It learns from zeros, and its result is not used.
     learn_group = jax.jit(partial(learn, args, jnp.asarray(listed, np.float32)))
     drawn = draw_actions(args, rng, listed)
     learn_group(learner, sample(args, rng, buffer, added=1), drawn, 0)
     acting_params = jax.tree.map(np.asarray, learner.params)
     compiled = printed = time.time()
     loss = 0.0
-    done = 0
+    completed = 0
     obs, _ = env.reset(seed=int(rng.integers(2**30)))
     with contextlib.suppress(KeyboardInterrupt):
         for env_steps in range(1, args.total_timesteps + 1):
-            # Act and step. An index that is a list gives a copy, of shape (1,).
+            # Act and step. An index that is a list gives an array of shape (1,), a copy.
             action = act(args, rng, acting_params, obs, env_steps, listed)
             next_obs, reward, terminated, truncated, _ = env.step(listed[[action]])
 
-            # Store. Only termination makes the value of next_obs 0: a truncated one could go on.
+            # Store. A terminated episode is over, so next_obs has value 0. A truncated one isn't.
             discount = 0.0 if terminated else args.gamma
             new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
             add(buffer, env_steps - 1, new)
@@ -440,11 +455,11 @@ def train(args, env):
                 drawn = draw_actions(args, rng, listed)
                 learner, loss = learn_group(learner, batches, drawn, env_steps)
 
-            done = env_steps  # completed steps, for Ctrl-C; below, only saving and printing
-            if time.time() - printed > 1 or done == args.total_timesteps:
+            completed = env_steps  # Ctrl-C may come in the middle of a step
+            if time.time() - printed > 1 or completed == args.total_timesteps:
                 printed = time.time()
-                report(args, done, env, buffer, loss, printed - compiled)
-    return jax.device_get(learner.params), *statistics(args, env, done, started, compiled)
+                report(args, completed, env, buffer, loss, printed - compiled)
+    return jax.device_get(learner.params), *statistics(args, env, completed, started, compiled)
 
 
 def report(args, env_steps, env, buffer, loss, seconds):
@@ -565,6 +580,7 @@ def refuse(error, what):
     If it went through code of anybody else, it is raised as it is, with its traceback: it may be a
     bug in the environment. Gymnasium wraps errors of imports, so the cause counts too.
     """
+    # wrap_env hands a partial of functools to Gymnasium; pathlib makes output_dir.
     known = __name__, "gymnasium", "importlib", "pathlib", "functools"
     for part in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):
@@ -607,7 +623,7 @@ def load_model(path, args=None, env=None):
 
 
 def make_output_dir(args):
-    """Fail before training, not after."""
+    """Make output_dir. Fail now, not after training, if it or a package is missing."""
     try:
         importlib.import_module("matplotlib")
         Path(args.output_dir).mkdir(parents=True)

@@ -8,9 +8,15 @@ What it teaches: the update on which Deep Q-learning (DQN) rests. DQN adds a dee
 buffer and a target network; see dqn_cartpole_jax.py. The network here has one layer and computes
 what the table does: it shows the step from a table to weights and gradients.
 
-Q(s, a) is the expected discounted sum of rewards after action a in cell s, if every later action
-is optimal. After a step from s to s' with reward r, Q-learning (Watkins and Dayan 1992,
-https://doi.org/10.1007/BF00992698) moves its estimate of Q(s, a) toward the target y:
+The maze is a board of cells: S is the start, F is free, H is a hole and G is the goal. The agent
+moves left, right, up or down. Entering the goal pays 1, falling into a hole costs 1, and both are
+terminal: they end the episode. Any other step pays 0. On ice (--slip-prob), the agent sometimes
+slips to a side of where it wanted to go.
+
+Q(s, a) is the expected sum of rewards after action a in cell s, if every later action is optimal.
+It is discounted: a reward that comes k steps later counts gamma^k times as much. After a step from
+s to s' with reward r, Q-learning (Watkins and Dayan 1992, https://doi.org/10.1007/BF00992698) moves
+its estimate of Q(s, a) toward the target y, by a part alpha of the way:
 
     Q(s, a) <- Q(s, a) + alpha (y - Q(s, a))   with   y = r + gamma max_a' Q(s', a'),
                                                or     y = r if s' is terminal.
@@ -18,37 +24,41 @@ https://doi.org/10.1007/BF00992698) moves its estimate of Q(s, a) toward the tar
 Q-learning is off-policy: the target takes the best next action, even if the agent then takes a
 random one. So it learns the values of the best policy while it explores.
 
-A time limit is not a terminal state. After a step that runs out of time, the target still has the
-value of s'.
+Running out of time is not terminal. The target of such a step still adds gamma max_a' Q(s', a'):
+the agent could have gone on from s'; only the clock stopped it.
 
     python q_table_maze.py --board 8x8 --slip-prob 0.6667 --output-dir runs/1
     python q_table_maze.py --method network
 
-An agent has solved a board if always taking the action with the largest Q is worth at most 0.001
-less than the best policy, in every free cell. A maze is small enough to compute the exact values,
-by value iteration.
+A policy says which action to take in each cell. The learned policy is greedy: it takes the action
+with the largest Q. A maze is small enough to compute exactly what a policy is worth, its expected
+discounted sum of rewards (`exact_q`). An agent has solved a board if its greedy policy is worth
+almost as much as the best policy, at most 0.001 less, from whichever of the cells S and F it
+starts.
 
 To learn Q-learning, read `step`, `q_values`, `update` and `act_and_learn`, in this order. The
 section *Command line* has nothing about learning.
 
-What this file does beyond the update, so that it finds the best policy with its default settings:
-- After the first, episodes start in random free cells (S or F), so that all are visited (like the
+What this file does beyond the update, so that the table finds the best policy by default:
+- After the first, episodes start in random cells (S or F), so that all are visited (like the
   exploring starts of Sutton and Barto 2018, chapter 5).
 - A run is cut into chunks of steps. The result is the average of the values after each chunk in the
   second half of the run (Polyak and Juditsky 1992). The last values alone still move with each
   random slip. The agent acts with its newest values, not with the average.
-- On ice (--slip-prob), targets are random, so alpha falls with the number of visits to (s, a).
-  Elsewhere a step always has the same r and s', no noise has to be averaged out, and alpha is 1.
+- On ice, targets are random, so alpha falls with the number of visits to (s, a). Elsewhere a step
+  always has the same r and s'. No noise has to be averaged out, so alpha stays at 1.
 
-JAX in short. `jax.jit(f)` compiles f: at the first call it runs f once with placeholders for its
-arguments, which have shapes but no values, and records the operations ("tracing"). Numbers that are
-passed as arguments become placeholders too. What f gets otherwise, like settings, is a constant of
-the compiled code, so `if` works on it, and on the names in a dict; between values of arrays,
-`jnp.where` chooses. Arrays never change: `x.at[i].add(1)` is a new array, with x[i] one larger;
-compiled, it is usually done in place. `jax.tree.map(f, tree)` calls f on each array in a named
-tuple or dict. `jax.grad(f)` computes the gradient of f.
+JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
+arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
+run what was recorded. Numbers that are passed as arguments become placeholders too, but settings do
+not: `partial(f, args)` is f with its first argument filled in, and what is filled in before
+compiling is a constant. So `if` works on settings, and on the names in a dict. Where the values of
+arrays decide, use `jnp.where`. JAX's arrays never change: `x.at[i].add(1)` is a new array, with
+x[i] one larger; compiled, it is usually done in place. `jax.tree.map(f, tree)` calls f on each
+array in a named tuple or dict. `jax.grad(f)` is a function: it computes the gradient of f with
+respect to its first argument, and if that is a dict, the gradient is a dict too.
 
-Letters in shapes: S cells, A actions, B several cells at once.
+Letters in shapes: C cells of the board, A actions, B several cells at once.
 """
 
 import contextlib
@@ -76,7 +86,7 @@ class Args:
     seed: int = 1  # the same seed, machine and versions give the same result
     board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8, or rows like SFH/HFG: S start, F free, H hole, G goal
     slip_prob: float = 0.0  # chance to slip sideways, as on ice; FrozenLake's is 2/3
-    total_timesteps: int = 0  # environment steps; 0 means enough for the board
+    total_timesteps: int = 0  # environment steps; 0: a number that depends on the board
     max_episode_steps: int = 100  # the time limit
     method: Literal["table", "network"] = "table"  # network: linear, on one-hot states
     learning_rate: float = 1.0  # alpha, or the first alpha on ice
@@ -92,12 +102,13 @@ SCRIPT = "q_table_maze.py"
 
 
 class BadInput(ValueError):
-    """Settings or a file that can't be used: one line, and exit status 2."""
+    """Settings or a file that can't be used: an error line, and exit status 2."""
 
 
 # ---------- Environment
 # Like https://gymnasium.farama.org/environments/toy_text/frozen_lake/, but a fall into a hole costs
-# 1, and the actions have another order. For a maze of your own, rewrite this section; keep Maze.
+# 1, and the actions have another order. Another board needs no code: --board SFH/HFG. For other
+# rules, rewrite this section, and keep the names that the rest of the file uses.
 
 BOARDS = {
     "2x3": "SFH/HFG",
@@ -113,10 +124,10 @@ TURNS = [[0, 2, 3], [1, 2, 3], [2, 0, 1], [3, 0, 1]]
 
 class Maze(NamedTuple):
     start: int
-    free: np.ndarray  # the numbers of the cells that do not end the episode
-    neighbor: np.ndarray  # (S, A, 3) the cell that a move reaches: straight on, or to either side
-    reward: np.ndarray  # (S,) for entering a cell
-    terminal: np.ndarray  # (S,) whether that ends the episode
+    free: np.ndarray  # the numbers of the cells S and F, counted row by row from 0
+    neighbor: np.ndarray  # (C, A, 3) the cell that a move reaches: straight on, or to either side
+    reward: np.ndarray  # (C,) for entering a cell
+    terminal: np.ndarray  # (C,) whether that ends the episode
 
 
 class EnvState(NamedTuple):
@@ -132,11 +143,11 @@ def read_board(board):
     start = cells == "S"
     if {len(row) for row in rows} != {shape[1]} or start.sum() != 1 or set(cells) - set("SFHG"):
         raise BadInput("board must be equally long rows of S, F, H and G, with one S")
-    places = np.indices(shape).reshape(2, -1).T  # (S, 2) row and column
+    places = np.indices(shape).reshape(2, -1).T  # (C, 2) row and column
     # At the edge of the board, a move stays where it is.
     moved = np.clip(places[:, None] + MOVES, 0, np.array(shape) - 1)  # (S, A, 2)
-    numbers = moved @ [shape[1], 1]  # (S, A) row * columns + column
-    neighbor = numbers[:, TURNS]  # (S, A, 3)
+    numbers = moved @ [shape[1], 1]  # (C, A) row * columns + column
+    neighbor = numbers[:, TURNS]  # (C, A, 3)
     terminal = (cells == "G") | (cells == "H")
     reward = (cells == "G").astype(np.float32) - (cells == "H")
     return Maze(int(start.argmax()), np.flatnonzero(~terminal), neighbor, reward, terminal)
@@ -155,18 +166,18 @@ def step(args, maze, state, action, noise):
 
 
 def exact_q(args, maze, policy=None):
-    """Q (S, A) of the best policy, by value iteration (Bellman 1957).
+    """Q (C, A) of the best policy, or of a policy (C,) that is given, without a time limit.
 
-    If policy (S,) is given: Q of following it, by policy evaluation. Rows of cells that end the
-    episode mean nothing.
+    Value iteration (Bellman 1957): replace each Q(s, a) by its expected target y, all at once, and
+    repeat until nothing changes. Rows of cells that end the episode mean nothing.
     """
     q = np.zeros(maze.neighbor.shape[:2])
     change = 1.0
     while change > 1e-10:
-        value = q.max(axis=1) if policy is None else q[np.arange(len(q)), policy]  # (S,)
+        value = q.max(axis=1) if policy is None else q[np.arange(len(q)), policy]  # (C,)
         # The target y of a step into each cell; `new` averages over slips.
-        entering = maze.reward + args.gamma * np.where(maze.terminal, 0, value)  # (S,)
-        moves = entering[maze.neighbor]  # (S, A, 3)
+        entering = maze.reward + args.gamma * np.where(maze.terminal, 0, value)  # (C,)
+        moves = entering[maze.neighbor]  # (C, A, 3)
         new = (1 - args.slip_prob) * moves[..., 0] + args.slip_prob * moves[..., 1:].mean(axis=2)
         change = np.abs(new - q).max()
         q = new
@@ -175,7 +186,7 @@ def exact_q(args, maze, policy=None):
 
 # ---------- Q-network
 def init_params(method, sizes):
-    """All values start at 0. sizes are (S, A)."""
+    """All values start at 0. sizes are (C, A)."""
     name = "q_table" if method == "table" else "w0"
     return {name: np.zeros(sizes, np.float32)}
 
@@ -199,7 +210,7 @@ def update(args, params, obs, action, reward, next_obs, terminated, alpha):
         return {"q_table": q_table.at[obs, action].add(alpha * (target - q_table[obs, action]))}
 
     # The target y was computed outside of loss_fn, so jax.grad takes it as a constant. The gradient
-    # is -(y - Q(s, a)) at (obs, action), and 0 elsewhere.
+    # is a dict like params. Its w0 is -(y - Q(s, a)) at (obs, action), and 0 elsewhere.
     def loss_fn(params):
         return 0.5 * (target - q_values(params, obs)[action]) ** 2
 
@@ -210,15 +221,15 @@ def update(args, params, obs, action, reward, next_obs, terminated, alpha):
 # ---------- Training
 class Agent(NamedTuple):  # everything that changes in training
     params: dict
-    visits: Array  # (S, A) how often each pair was updated
+    visits: Array  # (C, A) how often each pair was updated
     state: EnvState
-    returns: Array  # the sum of rewards so far in the current episode
+    returns: Array  # the return so far: the sum of rewards in the current episode
 
 
 def act_and_learn(args, maze, agent, noise):
     """A step and an update. noise is four numbers, uniform in [0, 1).
 
-    Returns the Agent, whether the episode ended, and the sum of its rewards.
+    Returns the Agent, whether the episode ended, and the sum of its rewards so far.
     """
     explore, pick, slip, place = noise
 
@@ -232,7 +243,7 @@ def act_and_learn(args, maze, agent, noise):
 
     # Learn.
     visits = agent.visits.at[obs, action].add(1)
-    power = args.decay_power if args.slip_prob > 0 else 0
+    power = args.decay_power if args.slip_prob > 0 else 0  # `if` works: args is a constant
     alpha = args.learning_rate * visits[obs, action].astype(np.float32) ** -power
     # The end by the time limit, truncated, does not count here.
     params = update(args, agent.params, obs, action, reward, state.cell, terminated, alpha)
@@ -262,19 +273,19 @@ def train_chunk(args, maze, agent, noise, steps):
 
 
 def train(args):
-    """Returns params, windows (environment step, recent return, largest error) and timings.
+    """Returns params, progress (one row for each chunk of steps) and timings.
 
-    A window is a chunk of steps. Its recent return is the mean return of the episodes that ended in
-    it, random actions and random starts included. The largest error is |Q - exact Q| of the average
-    that train would return if it stopped there. Ctrl-C ends the run early. Raises BadInput on bad
-    settings.
+    The columns of progress: the environment step; the mean return of the episodes that ended in the
+    chunk, random actions and random starts included; and the largest |Q - exact Q| over all free
+    cells and actions, where Q is the average that train would return if it stopped there. Ctrl-C
+    ends the run early. Raises BadInput on bad settings.
     """
     check(args)
     started = time.time()
     maze = read_board(args.board)
     exact = exact_q(args, maze)
     timesteps = run_length(args, len(exact))
-    chunk = min(2**16, 1 + timesteps // 64)  # steps in a compiled call
+    chunk = min(2**16, 1 + timesteps // 64)  # steps in a compiled call: at least 64 calls
     # NumPy draws the random numbers: with jax.random, a step takes 1.9 times as long.
     rng = np.random.default_rng(args.seed)
     noise = rng.random((chunk, 4), np.float32)
@@ -286,40 +297,40 @@ def train(args):
     agent, _, _ = run_chunk(agent, noise, 0)  # no steps, only to compile; any number may follow
     compiled = printed = time.time()
     env_steps = 0
-    windows = []
-    sums = [
-        np.zeros(exact.shape)
-    ]  # sums[n] is the sum of the values after each of the first n chunks
+    progress = []
+    # sums[n] adds up the values after each of the first n chunks. The difference of two of them
+    # gives the average over the second half, wherever the run stops (`average`).
+    sums = [np.zeros(exact.shape)]
     with contextlib.suppress(KeyboardInterrupt):
         while env_steps < timesteps:
             steps = min(chunk, timesteps - env_steps)
             # The call returns at once, so NumPy draws while JAX works. `device_get` waits for it.
             agent, episodes, total = run_chunk(agent, noise, steps)
             noise = rng.random(noise.shape, np.float32)
-            (values,), episodes, total = jax.device_get(
-                (list(agent.params.values()), episodes, total)
-            )
+            params, episodes, total = jax.device_get((agent.params, episodes, total))
+            (values,) = params.values()  # one array: the table, or w0
             sums.append(sums[-1] + values)
             env_steps += steps
             # From here on, only measuring and printing.
             error = np.abs(average(sums) - exact)[maze.free].max()
             recent = total / episodes if episodes else np.nan
-            windows.append((env_steps, recent, error))
+            progress.append((env_steps, recent, error))
             if time.time() - printed > 1 or env_steps == timesteps:
                 printed = time.time()
-                report(timesteps, windows, printed - compiled)
+                report(timesteps, progress, printed - compiled)
     seconds = time.time() - compiled
     counts = {"env_steps": env_steps, "interrupted": env_steps < timesteps}
     counts |= {"compile_seconds": compiled - started, "train_seconds": seconds}
     counts["steps_per_second"] = env_steps / seconds
     params = {name: average(sums).astype(np.float32) for name in agent.params}
-    return params, np.array(windows, float).reshape(-1, 3), counts
+    return params, np.array(progress, float).reshape(-1, 3), counts
 
 
 def run_length(args, cells):
-    """total_timesteps, or enough for the board. On ice, the table needs more.
+    """total_timesteps, or enough for the table to solve the board: on ice it needs more.
 
-    The network is slow, so on ice it gets as few as elsewhere, and may not solve the board.
+    The network is slow, because it multiplies by all of w0. So on ice it gets as few steps as
+    elsewhere, and may not solve the board.
     """
     if args.total_timesteps:
         return args.total_timesteps
@@ -342,9 +353,9 @@ def average(sums):
     return (sums[-1] - sums[half]) / max(1, len(sums) - 1 - half)
 
 
-def report(timesteps, windows, seconds):
+def report(timesteps, progress, seconds):
     """Print the progress."""
-    env_steps, recent, error = windows[-1]
+    env_steps, recent, error = progress[-1]
     left = seconds * (timesteps / env_steps - 1)
     print(f"{env_steps:,} steps, recent return {recent:.4g}, largest error {error:.2g}", end=", ")
     print(f"{env_steps / seconds:,.0f} steps/s, {left:.0f} s left", flush=True)
@@ -352,9 +363,9 @@ def report(timesteps, windows, seconds):
 
 # ---------- Evaluation
 def evaluate(args, params):
-    """The returns (eval_episodes,) of greedy episodes from the start."""
+    """The returns (eval_episodes,) of greedy episodes from the start: plain sums of rewards."""
     maze = read_board(args.board)
-    rng = np.random.default_rng(2**31)  # not a training seed
+    rng = np.random.default_rng(2**31)  # training seeds are smaller
     n = args.eval_episodes
     state = EnvState(np.full(n, maze.start), np.zeros(n, int))
     returns = np.zeros(n)
@@ -370,7 +381,10 @@ def evaluate(args, params):
 
 
 def lost_value(args, params):
-    """How much less the greedy policy is worth than the best, in the worst free cell."""
+    """How much less the greedy policy is worth than the best one, from the worst cell to start in.
+
+    Unlike a return, worth is discounted and has no time limit.
+    """
     maze = read_board(args.board)
     (values,) = params.values()
     policy = values.argmax(axis=1)
@@ -418,7 +432,7 @@ def load_model(path, args=None):
 
 
 def make_output_dir(args):
-    """Fail before training, not after."""
+    """Make output_dir. Fail now, not after training, if it or a package is missing."""
     try:
         importlib.import_module("matplotlib")
         Path(args.output_dir).mkdir(parents=True)
@@ -426,15 +440,15 @@ def make_output_dir(args):
         raise BadInput(f"output_dir: {error}") from error
 
 
-def keep(args, params, windows):
-    """Save the model, the returns, and a plot of the errors."""
+def keep(args, params, progress):
+    """Save the model, the progress, and a plot of its errors."""
     from matplotlib.figure import Figure  # slow to import
 
     np.savez(f"{args.output_dir}/model.npz", script=SCRIPT, board=args.board, **params)
     names = "env_step,episode_return,largest_error"
-    np.savetxt(f"{args.output_dir}/returns.csv", windows, "%.10g", ",", header=names, comments="")
+    np.savetxt(f"{args.output_dir}/returns.csv", progress, "%.10g", ",", header=names, comments="")
     axes = Figure().add_subplot(xlabel="environment steps", ylabel="largest error of a value")
-    axes.semilogy(windows[:, 0], windows[:, 2])
+    axes.semilogy(progress[:, 0], progress[:, 2])
     axes.figure.savefig(f"{args.output_dir}/curve.png", dpi=150)
 
 
@@ -448,10 +462,10 @@ def run(args):
     summary = {"script": SCRIPT, "versions": {"jax": jax.__version__}}
     summary["device"] = jax.devices()[0].device_kind
     if not args.load_model:
-        params, windows, counts = train(args)
+        params, progress, counts = train(args)
         summary |= counts | {"args": vars(args)}
         if args.output_dir:
-            keep(args, params, windows)
+            keep(args, params, progress)
     summary["seeds"] = [summarize(args, evaluate(args, params), lost_value(args, params))]
     if args.output_dir:
         Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))

@@ -159,14 +159,14 @@ LEARNED = [  # board, slip_prob, method, steps
 @pytest.mark.parametrize("board, slip, method, steps", LEARNED)
 def test_training_finds_an_optimal_policy_and_nearly_the_exact_values(board, slip, method, steps):
     args = Args(board=board, slip_prob=slip, method=method, total_timesteps=steps, seed=3)
-    params, windows, _ = train(args)
+    params, progress, _ = train(args)
     maze = read_board(board)
     assert lost_value(args, params) < 1e-3
     (values,) = params.values()
     error = np.abs(values - exact_q(args, maze))[maze.free].max()
     assert error < 0.05
     # The printed error is that of what is returned.
-    assert windows[-1, 2] == pytest.approx(error, abs=1e-6)
+    assert progress[-1, 2] == pytest.approx(error, abs=1e-6)
     if slip == 0:
         assert np.all(evaluate(args, params) == 1)
 
@@ -189,16 +189,16 @@ def test_the_result_is_the_average_over_the_second_half():
     assert q_table_maze.average(sums) == (4 + 8 + 16) / 3
 
 
-def test_steps_are_as_many_as_asked_for_and_windows_hold_their_episodes():
+def test_steps_are_as_many_as_asked_for_and_progress_hold_their_episodes():
     """Also 200, which is no multiple of a chunk."""
     for steps in (1, 200, 5_000):
         args = Args(total_timesteps=steps, board="SG", epsilon=1.0)
-        _, windows, counts = train(args)
-        assert counts["env_steps"] == windows[-1, 0] == steps
+        _, progress, counts = train(args)
+        assert counts["env_steps"] == progress[-1, 0] == steps
         assert not counts["interrupted"]
         # Every episode that ends reaches the goal.
-        assert set(windows[~np.isnan(windows[:, 1]), 1]) <= {1.0}
-    assert np.mean(windows[:, 1]) == 1
+        assert set(progress[~np.isnan(progress[:, 1]), 1]) <= {1.0}
+    assert np.mean(progress[:, 1]) == 1
     changing = train(Args(total_timesteps=5_000))[1]
     assert len(np.unique(changing[:, 1])) > 10  # each chunk has random numbers of its own
 
@@ -222,11 +222,11 @@ def test_everything_compiles_once_before_the_steps(monkeypatch):
 def test_a_few_steps_without_jit_give_the_same():
     """As with JAX_DISABLE_JIT=1, so that a debugger can stop anywhere."""
     args = Args(total_timesteps=20, slip_prob=0.3)
-    expected, windows, _ = train(args)
+    expected, progress, _ = train(args)
     with jax.disable_jit():
-        params, same_windows, _ = train(args)
+        params, same_progress, _ = train(args)
     assert_close(params, expected, 1e-6)
-    assert same(windows[:, 0], same_windows[:, 0])
+    assert same(progress[:, 0], same_progress[:, 0])
 
 
 # ---------- Evaluation
