@@ -295,7 +295,8 @@ def test_when_updates_begin_what_they_copy_and_how_fast_they_learn():
 
     From its first update on, the learning rate falls to 0.
     """
-    args = dqn.Args(num_envs=4, total_timesteps=80, learning_starts=40, hidden_sizes=(8,))
+    args = dqn.Args(num_envs=4, total_timesteps=80, learning_starts=40, learning_rate=0.01)
+    args = replace(args, hidden_sizes=(8,))
     learners = one_by_one(replace(args, tau=1.0, target_network_frequency=10), 20)
     update_steps = []
     rates = []
