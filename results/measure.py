@@ -79,6 +79,9 @@ SWITCHES = {
 PLAIN = "--n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr --no-layer-norm"
 PLAIN += " --learning-starts 10000 --learning-rate 2.5e-4 --end-e 0.05 --exploration-fraction 0.5"
 PLAIN += " --buffer-size 10000 --batch-size 128 --hidden-sizes 120 84 --total-timesteps 500000"
+JYM = "--n-step 1 --tau 1 --target-network-frequency 10 --no-anneal-lr --no-layer-norm --gamma 0.9"
+JYM += " --learning-rate 1e-3 --buffer-size 512 --learning-starts 512 --batch-size 32 --num-envs 1"
+JYM += " --hidden-sizes 64 64 64 --end-e 0.015 --exploration-fraction 1 --total-timesteps 20000"
 KNOBS = "num_envs train_frequency gradient_steps buffer_size batch_size learning_rate gamma n_step"
 KNOBS += " tau reward_scale end_e exploration_fraction"
 
@@ -136,6 +139,13 @@ def all_rows():
     flags = f"{PLAIN} --no-double-dqn --loss squared --reward-scale 1 --gamma 0.99"
     flags += " --train-frequency 10 --gradient-steps 1"
     yield Row("LunarLander, plain", LANDER, flags, 6500, 10)
+    yield Row("CartPole in Gymnasium, plain", LANDER, f"{flags} --env-id CartPole-v1", 7000, 10)
+    small = flags.replace("120 84", "64 64").replace("--batch-size 128", "--batch-size 64")
+    small = small.replace("--learning-starts 10000", "--learning-starts 1000")
+    small = small.replace("--train-frequency 10", "--train-frequency 4")
+    small = small.replace("--loss squared", "--loss huber").replace("500000", "200000")
+    yield Row("LunarLander, as SB3", LANDER, small, 7000, 5)
+    yield Row("CartPole, as jym", CARTPOLE, JYM, 7000, 1, 10)
     flags = flags.replace("--n-step 1 ", "").replace(" --no-double-dqn --loss squared", "")
     yield Row("InvertedPendulum, plain", PENDULUM, f"{flags} --total-timesteps 100000", 6500, 10)
     yield from rows_of("LunarLander", LANDER, "", 6500, 20, 6, 10)

@@ -28,6 +28,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 
+import measure
 import numpy as np
 import tyro
 from measure import ROOT, all_rows, commit, machine
@@ -181,6 +182,19 @@ def finished():
         return {(line["row"], line["flags"], int(line["seed"])) for line in csv.DictReader(file)}
 
 
+def add_our_curves(row):
+    """Add the curves of ours that measure.py left in its folder."""
+    known = set()
+    if CURVES.exists():
+        with CURVES.open(newline="") as file:
+            known = {(line["row"], int(line["seed"])) for line in csv.DictReader(file)}
+    ours = next(x for x in all_rows() if x.name == row.ours)
+    for seed in range(ours.first_seed, ours.first_seed + ours.runs):
+        path = measure.RUNS / f"{ours.name}, {seed}" / "returns.csv"
+        if path.exists() and (ours.name, seed) not in known:
+            add_curve(ours.name, seed, row.steps, path)
+
+
 # ---------- Speed
 def run_ours(name, steps, core):
     """Run a row of measure.py for some steps. Returns its summary and the command's seconds."""
@@ -225,6 +239,8 @@ def main(only: tuple[str, ...] = (), speed: bool = False) -> None:
             if (row.name, row.flags, seed) not in known:
                 note(row, seed, *run_theirs(row, seed, core))
                 print(row.name, seed, flush=True)
+        if row.adapter == "cleanrl.py":
+            add_our_curves(row)
 
 
 if __name__ == "__main__":

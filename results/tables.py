@@ -1,24 +1,35 @@
-"""Make the tables from results/agents.csv: python results/tables.py
+"""Make the tables from what was measured: python results/tables.py [--check]
 
-It takes a second. Writes results/knobs.md and the README's table of results, between its marks.
-Every interval is Student's, 95 %, over the agents. "The same seeds" are the defaults' agents with
-the seeds of the changed ones.
+It takes a second. From results/agents.csv it writes results/knobs.md and the README's table of
+results; from results/peers.csv and speeds.csv (results/peers.py) results/peers.md and the README's
+table of peers. Every interval is Student's, 95 %, over the agents. "The same seeds" are the
+defaults' agents with the seeds of the changed ones.
+
+With --check it writes nothing. It fails if a table is not what would be written, or if a figure in
+the words of a script or the README is not the one that was measured (WORDS).
 """
 
 import csv
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import tyro
 from scipy.stats import t as student  # JAX needs SciPy too
+from scipy.stats import ttest_ind
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
 sys.path.insert(0, str(ROOT))  # measure.py reads the defaults of the scripts
-from measure import all_rows, code_of  # noqa: E402
+sys.path.insert(0, str(RESULTS))
+import measure  # noqa: E402
+import peers  # noqa: E402
+from measure import CARTPOLE, LANDER, PENDULUM, all_rows, code_of  # noqa: E402
 
-KNOBS = ROOT / "results" / "knobs.md"
+KNOBS = RESULTS / "knobs.md"
+PEERS = RESULTS / "peers.md"
 README = ROOT / "README.md"
-START = "<!-- table of results/tables.py -->"
 END = "<!-- end of table -->"
 ENVIRONMENTS = {
     "CartPole": "CartPole-v1, by dqn_cartpole_jax.py",
@@ -35,36 +46,82 @@ IN_README = {
     "InvertedPendulum, 1000 actions": "InvertedPendulum-v5, 1000 actions",
     "Pendulum, defaults": "Pendulum-v1",
 }
-HEAD = "| changed | seeds | greedy return | worst agent | solved |\n" + "| --- " * 5 + "|\n"
+WORDS = [  # file, words, row: the words hold figures of the row
+    (CARTPOLE, "mean {mean}; the worst agent's mean is {worst}", "CartPole, defaults"),
+    (CARTPOLE, "Of {n} agents, {solved} solve it", "CartPole, plain"),
+    (LANDER, "mean {mean} ± {half} (a 95 % interval), the worst agent {worst}", "LunarLander"),
+    (LANDER, "Of {n} agents, {solved} solve LunarLander: mean {mean}", "LunarLander, plain"),
+    (
+        PENDULUM,
+        "{solved} solve InvertedPendulum-v5: mean {mean}, the worst agent {worst}",
+        "InvertedPendulum",
+    ),
+    (PENDULUM, "On Pendulum-v1, {n} agents reach {mean} on average", "Pendulum"),
+    (PENDULUM, "Of {n} agents, {solved} solve InvertedPendulum.", "InvertedPendulum, plain"),
+]
 
 
-def read():
-    """The agents of each row that were measured with the code as it is: name to list of lines."""
-    codes = {}
+# ---------- Reading
+def read(path):
+    """The lines of a file of results/."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def agents_of_rows():
+    """The agents of each row that were measured with its flags of today: name to list of lines."""
+    flags = {row.name: row.flags for row in all_rows()}
     found = {}
-    with (ROOT / "results" / "agents.csv").open(newline="") as file:
-        for line in csv.DictReader(file):
-            script = line["script"]
-            codes.setdefault(script, code_of(script))
-            if line["code"] == codes[script]:
-                agents = found.setdefault(line["row"], {})
-                agents[int(line["seed"])] = line
+    for line in read(measure.AGENTS):
+        if flags.get(line["row"]) == line["flags"]:
+            found.setdefault(line["row"], {})[int(line["seed"])] = line
     return {name: [agents[seed] for seed in sorted(agents)] for name, agents in found.items()}
 
 
-def cells(lines):
-    """Seeds, mean with its interval, worst agent, solved."""
+def stale(found):
+    """Names of rows with agents that other code has made."""
+    codes = {}
+    names = set()
+    for name, lines in found.items():
+        for line in lines:
+            script = line["script"]
+            codes.setdefault(script, code_of(script))
+            if line["code"] != codes[script]:
+                names.add(name)
+    return sorted(names)
+
+
+def figures(lines):
+    """What the tables show of some agents, as text."""
     means = np.array([float(line["mean"]) for line in lines])
     n = len(means)
     half = student.ppf(0.975, n - 1) * means.std(ddof=1) / n**0.5 if n > 1 else np.nan
-    seeds = f"{lines[0]['seed']} to {lines[-1]['seed']}"
-    solved = sum(line["solved"] == "True" for line in lines)
-    share = f"{solved} of {n}" if lines[0]["solved"] else ""
-    return seeds, f"{means.mean():.1f} ± {half:.1f}", f"{means.min():.1f}", share
+    solved = sum(line.get("solved") == "True" for line in lines)
+    return {
+        "n": f"{n:,}",
+        "seeds": f"{lines[0]['seed']} to {lines[-1]['seed']}",
+        "mean": f"{means.mean():.1f}",
+        "half": f"{half:.1f}",
+        "worst": f"{means.min():.1f}",
+        "solved": f"{solved:,}",
+        "share": f"{solved} of {n}" if lines[0].get("solved") else "",
+    }
+
+
+# ---------- Tables of ours
+def row_of(*cells):
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def line_of(label, lines):
+    x = figures(lines)
+    return row_of(label, x["seeds"], f"{x['mean']} ± {x['half']}", x["worst"], x["share"])
 
 
 def knobs(found):
-    """results/knobs.md."""
+    """The text of results/knobs.md."""
     text = """# Switches and knobs
 
 What becomes of the greedy return (100 episodes) when one thing changes: each departure from the
@@ -78,12 +135,13 @@ this file.
         defaults = found.get(f"{short}, defaults")
         if not defaults:
             continue
-        text += f"\n## {title}\n\n{HEAD}"
-        text += line_of("nothing: the defaults", defaults)
+        text += f"\n## {title}\n\n"
+        text += row_of("changed", "seeds", "greedy return", "worst agent", "solved")
+        text += "| --- " * 5 + "|\n" + line_of("nothing: the defaults", defaults)
         names = [row.name for row in all_rows() if row.name.startswith(f"{short}, ")]
-        changed = [name for name in names if name in found and name != f"{short}, defaults"]
-        sizes = sorted({len(found[name]) for name in changed})
-        for size in sizes:
+        kinds = "switch", "knob", "plain"
+        changed = [name for name in names if name.split(", ")[1] in kinds and name in found]
+        for size in sorted({len(found[name]) for name in changed}):
             if size < len(defaults):
                 text += line_of(f"nothing, the same {size} seeds", defaults[:size])
         for name in changed:
@@ -93,28 +151,128 @@ this file.
             if kind == "plain":
                 label = f"plain DQN: `{flags}`"
             text += line_of(label, found[name])
-    KNOBS.write_text(text)
+    return text
 
 
-def line_of(label, lines):
-    return "| " + " | ".join([label, *cells(lines)]) + " |\n"
-
-
-def readme(found):
-    """The README's table, between its two marks."""
-    before, mark, rest = README.read_text().partition(START)
-    if not mark:
-        return
-    table = "| environment | steps | seeds | greedy return | worst agent | solved |\n"
-    table += "| --- " * 6 + "|\n"
+def results_table(found):
+    """The README's table of results."""
+    text = row_of("environment", "steps", "seeds", "greedy return", "worst agent", "solved")
+    text += "| --- " * 6 + "|\n"
     for name, title in IN_README.items():
         if name in found:
+            x = figures(found[name])
             steps = f"{int(found[name][0]['env_steps']):,}"
-            table += "| " + " | ".join([title, steps, *cells(found[name])]) + " |\n"
-    README.write_text(f"{before}{START}\n{table}{END}{rest.split(END)[1]}")
+            mean = f"{x['mean']} ± {x['half']}"
+            text += row_of(title, steps, x["seeds"], mean, x["worst"], x["share"])
+    return text
+
+
+# ---------- Tables of peers
+def peers_tables(found):
+    """The text of results/peers.md without its head, and the README's table."""
+    theirs = {}
+    for line in read(peers.FOUND):
+        theirs.setdefault(line["row"], []).append(line)
+    speeds = {}
+    for line in read(peers.SPEEDS):
+        speeds.setdefault(line["row"], []).append(line)
+    long = row_of("the same settings", "agents", "theirs", "ours", "difference", "speed", "unequal")
+    long += "| --- " * 7 + "|\n"
+    short = row_of("the same settings", "theirs", "ours", "difference", "speed: ours / theirs")
+    short += "| --- " * 5 + "|\n"
+    for row in peers.ROWS:
+        cells = [row.name, "not measured", "", "", ""]
+        count = ""
+        if row.name in theirs and row.ours in found:
+            a = figures(theirs[row.name])
+            b = figures(found[row.ours])
+            count = f"{a['n']}, {b['n']}"
+            cells[1:3] = f"{a['mean']} ± {a['half']}", f"{b['mean']} ± {b['half']}"
+            cells[3] = difference(theirs[row.name], found[row.ours])
+        if row.name in speeds:
+            cells[4] = ratios(speeds[row.name], "train")
+        long += row_of(cells[0], count, *cells[1:], row.not_equal)
+        short += row_of(*cells)
+    return long, short
+
+
+def difference(theirs, ours):
+    """Whether two groups of agents differ, by Welch's test."""
+    a, b = ([float(line["mean"]) for line in lines] for lines in (theirs, ours))
+    if np.std(a) == np.std(b) == 0:
+        return "none" if a[0] == b[0] else f"{b[0] - a[0]:.1f}"
+    p = ttest_ind(a, b, equal_var=False).pvalue
+    return (
+        f"none seen (p = {p:.2f})" if p > 0.05 else f"{np.mean(b) - np.mean(a):+.1f} (p = {p:.2g})"
+    )
+
+
+def ratios(lines, what):
+    """The median of theirs / ours over the pairs, and the range."""
+    x = sorted(float(line[f"theirs_{what}"]) / float(line[f"ours_{what}"]) for line in lines)
+    return f"{np.median(x):.2f} ({x[0]:.2f} to {x[-1]:.2f})"
+
+
+PEERS_HEAD = """# Beside other implementations
+
+Other projects at their settings, and our files at the same settings, which are flags of theirs and
+ours (results/peers.py, results/measure.py). The returns are means of 100 greedy episodes with the
+final weights, ± a 95 % interval over the agents (Student's t); *difference* is by Welch's test.
+*speed* is the training time of theirs by that of ours, the median of five pairs of shorter runs
+that took turns on one core, and their range; compiling is not in it. *unequal* names what flags
+can't make equal.
+
+"""
+
+
+# ---------- Writing and checking
+def put(text, title, table):
+    """The text with a table between its marks."""
+    mark = f"<!-- {title} of results/tables.py -->"
+    before, found, rest = text.partition(mark)
+    if not found:
+        raise ValueError(f"README.md has no mark {mark}")
+    return f"{before}{mark}\n{table}{END}{rest.partition(END)[2]}"
+
+
+def wrong_words(found):
+    """What the words of the scripts should hold, and don't."""
+    text = {name: (ROOT / name).read_text() for name in (CARTPOLE, LANDER, PENDULUM)}
+    for name, words, row in WORDS:
+        lines = found.get(row) or found.get(f"{row}, defaults")
+        if lines:
+            expected = words.format(**figures(lines)).replace("1,000 solve", "all solve")
+            if expected not in " ".join(text[name].split()):
+                yield f"{name}: {expected}"
+    shown = {CARTPOLE: "CartPole", LANDER: "LunarLander", PENDULUM: "InvertedPendulum"}
+    for row, lines in found.items():
+        script = lines[0]["script"]
+        if row.startswith(f"{shown.get(script)}, switch"):
+            flags = lines[0]["flags"].removeprefix("--eval-episodes 100 ")
+            value = figures(lines)["mean" if script == LANDER else "solved"]
+            if not re.search(rf" {re.escape(flags)} +{value}\n", text[script]):
+                yield f"{script}: {flags} {value}"
+
+
+def main(check: bool = False) -> None:
+    """Write the tables, or check them."""
+    found = agents_of_rows()
+    long, short = peers_tables(found)
+    readme = put(README.read_text(), "results", results_table(found))
+    texts = {KNOBS: knobs(found), PEERS: PEERS_HEAD + long, README: put(readme, "peers", short)}
+    wrong = list(wrong_words(found))
+    for path, text in texts.items():
+        if not check:
+            path.write_text(text)
+        elif path.read_text() != text:
+            wrong.append(f"{path.name}: not what results/tables.py writes")
+    for name in stale(found):
+        print(f"warning: {name} was measured with other code")
+    for words in wrong:
+        print(f"not found: {words}", file=sys.stderr)
+    if check and wrong:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    agents = read()
-    knobs(agents)
-    readme(agents)
+    tyro.cli(main)

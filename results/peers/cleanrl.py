@@ -1,6 +1,6 @@
 """Run one agent of CleanRL's dqn_jax.py, and write what came of it.
 
-Needs the packages named in tests/peers.py, and a clone with its patch:
+Needs the packages of results/peers/packages.txt, and a clone with its patch:
 
     git clone https://github.com/vwxyzjn/cleanrl DIR
     git -C DIR apply --unidiff-zero $PWD/results/peers/cleanrl.patch

@@ -1,6 +1,6 @@
 """Run one agent of jym's notebook dqn_cartpole.ipynb, and write what came of it.
 
-Needs the packages named in tests/peers.py, and a clone with its patch:
+Needs the packages of results/peers/packages.txt, and a clone with its patch:
 
     git clone https://github.com/RPegoud/jym DIR
     git -C DIR apply --unidiff-zero $PWD/results/peers/jym.patch

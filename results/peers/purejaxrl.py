@@ -1,7 +1,7 @@
 """Run one agent of PureJaxRL's dqn.py, and write what came of it.
 
-Needs the packages named in tests/peers.py, and a clone with its patch. The patch also returns the
-returns of each environment, where dqn.py takes their mean.
+Needs the packages of results/peers/packages.txt, and a clone with its patch. The patch also returns
+the returns of each environment, where dqn.py takes their mean.
 
     git clone https://github.com/luchris429/purejaxrl DIR
     git -C DIR apply --unidiff-zero $PWD/results/peers/purejaxrl.patch

@@ -1,6 +1,6 @@
 """Run one agent of Stable-Baselines3's DQN, or of SBX's, and write what came of it.
 
-Needs the packages named in tests/peers.py; a checkout isn't needed.
+Needs the packages of results/peers/packages.txt; a checkout isn't needed.
 
     PYTHON results/peers/sb3.py --peer sbx --env-id LunarLander-v3 --seed 7000 \\
         --total-timesteps 100000 --output-dir runs/sbx-7000 \\
