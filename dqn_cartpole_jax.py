@@ -657,10 +657,10 @@ def run(args):
         params = load_model(args.load_model)
     if args.output_dir:
         make_output_dir(args)
-    summary = {"script": SCRIPT, "versions": {"jax": jax.__version__}}
+    summary = {"script": SCRIPT, "args": vars(args), "versions": {"jax": jax.__version__}}
     if not args.load_model:
         params, episodes, counts = train(args)
-        summary |= counts | {"args": vars(args)}
+        summary |= counts
         if args.output_dir:
             keep(args, params, episodes)
     summary["seeds"] = summarize(args, evaluate(args, params))

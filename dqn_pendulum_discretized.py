@@ -516,8 +516,8 @@ def summarize(args, env, returns):
     threshold = env.spec.reward_threshold
     solved = None if threshold is None else bool(returns.mean() >= threshold)
     print(f"{returns.size} greedy episodes: mean {returns.mean():.4g}", end=", ")
-    print(f"std {returns.std():.4g}, worst {returns.min():.4g}", end="; ")
-    print(f"solved: {solved} (threshold {threshold})")
+    verdict = "" if threshold is None else f"; solved: {solved} (threshold {threshold})"
+    print(f"std {returns.std():.4g}, worst {returns.min():.4g}{verdict}")
     agent = {"seed": None if args.load_model else args.seed, "solved": solved}
     agent |= {"eval_return_mean": returns.mean(), "eval_return_std": returns.std()}
     return agent | {"eval_return_min": returns.min(), "eval_episodes": returns.size}
@@ -589,7 +589,7 @@ def refuse(error, what):
     raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
 
 
-def warn(env):
+def warn(args, env):
     """Print what may go wrong with this environment, although it fits."""
     space = wrap_env(env).observation_space
     sizes = np.maximum(abs(space.low), abs(space.high)).astype(float)
@@ -598,6 +598,12 @@ def warn(env):
         print(f"warning: {UNEVEN}", file=sys.stderr)
     if env.spec and env.spec.max_episode_steps is None:
         print(f"warning: {ENDLESS}", file=sys.stderr)
+    gigabytes = 8e-9 * args.buffer_size * space.shape[0]  # obs and next_obs
+    if gigabytes > 4:
+        print(
+            f"warning: the buffer takes {gigabytes:.0f} GB; try a lower --buffer-size",
+            file=sys.stderr,
+        )
 
 
 def load_model(path, args=None, env=None):
@@ -650,16 +656,16 @@ def run(args):
     env = make_env(args)
     check_env(env)
     if not args.load_model:
-        warn(env)
+        warn(args, env)
     if args.load_model:
         params = load_model(args.load_model, args, env)
     if args.output_dir:
         make_output_dir(args)
-    summary = {"script": SCRIPT, "versions": {"jax": jax.__version__}}
+    summary = {"script": SCRIPT, "args": vars(args), "versions": {"jax": jax.__version__}}
     summary |= {"device": jax.devices()[0].device_kind, "seeds": []}
     if not args.load_model:
         params, episodes, counts = train(args, env)
-        summary |= counts | {"args": vars(args)}
+        summary |= counts
         if args.output_dir:
             keep(args, params, episodes, list_actions(args, env))
     try:

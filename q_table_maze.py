@@ -459,11 +459,11 @@ def run(args):
         params = load_model(args.load_model, args)
     if args.output_dir:
         make_output_dir(args)
-    summary = {"script": SCRIPT, "versions": {"jax": jax.__version__}}
+    summary = {"script": SCRIPT, "args": vars(args), "versions": {"jax": jax.__version__}}
     summary["device"] = jax.devices()[0].device_kind
     if not args.load_model:
         params, progress, counts = train(args)
-        summary |= counts | {"args": vars(args)}
+        summary |= counts
         if args.output_dir:
             keep(args, params, progress)
     summary["seeds"] = [summarize(args, evaluate(args, params), lost_value(args, params))]

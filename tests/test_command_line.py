@@ -207,7 +207,7 @@ def test_a_kept_model_evaluates_to_the_same_again(script, kept, tmp_path):
     summary = json.loads((again / "summary.json").read_text())
     before = json.loads((kept / script / "summary.json").read_text())
     assert summary["seeds"] == [before["seeds"][0] | {"seed": None}]
-    assert "args" not in summary
+    assert summary["args"]["load_model"] == str(model)
     assert [path.name for path in again.iterdir()] == ["summary.json"]
 
 

@@ -436,8 +436,18 @@ def test_a_wide_range_of_observations_is_a_warning(capsys):
         for high, warned in (([1, 99], False), ([1, 101], True), ([1, np.inf], False)):
             env = Probe(dqn)
             env.observation_space = Box(-np.float32(high), np.float32(high))
-            dqn.warn(env)
+            dqn.warn(dqn.Args(), env)
             assert ("100 times" in capsys.readouterr().err) == warned
+
+
+def test_a_buffer_that_may_not_fit_into_memory_is_a_warning(capsys):
+    """Two observations of 200 x 200 x 3 numbers in a transition: 4 bytes for each number."""
+    for dqn in (lander, pendulum):
+        env = Probe(dqn)
+        env.observation_space = Box(0, 255, (200, 200, 3), np.uint8)
+        for buffer_size, warned in ((1_000, False), (10_000, True)):
+            dqn.warn(dqn.Args(buffer_size=buffer_size), env)
+            assert ("takes 10 GB" in capsys.readouterr().err) == warned
 
 
 @BOTH
