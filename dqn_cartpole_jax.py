@@ -80,7 +80,7 @@ environments:
         --end-e 0.05
 
 But for what no flag undoes, this is the algorithm of the paper, at settings that CleanRL and
-PureJaxRL use for CartPole. Of 20 agents, 19 solve it; it takes 2.5 times the steps of the defaults,
+PureJaxRL use for CartPole. Of 20 agents, 19 solve it; it takes 2.8 times the steps of the defaults,
 and far more computing. What happens if other flags change is in results/knobs.md.
 
 Letters in shapes: N environments, B batch, O observation, A actions, K agents, T joint steps.
