@@ -134,8 +134,8 @@ def rows_of(name, script, flags, first, defaults, knobs, switches, agents=1):
 
 
 def all_rows():
-    yield from rows_of("CartPole", CARTPOLE, "", 11000, 1000, 100, 100, agents=100)
-    yield Row("CartPole, plain", CARTPOLE, f"{PLAIN} --num-envs 10", 11000, 1, 20)
+    yield from rows_of("CartPole", CARTPOLE, "", 10000, 1000, 100, 100, agents=100)
+    yield Row("CartPole, plain", CARTPOLE, f"{PLAIN} --num-envs 10", 10000, 1, 20)
     flags = f"{PLAIN} --no-double-dqn --loss squared --reward-scale 1 --gamma 0.99"
     flags += " --train-frequency 10 --gradient-steps 1"
     yield Row("LunarLander, plain", LANDER, flags, 6500, 10)
