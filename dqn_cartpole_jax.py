@@ -50,7 +50,7 @@ run what was recorded. Numbers that are passed as arguments become placeholders 
 not: `partial(f, args)` is f with its first argument filled in, and what is filled in before
 compiling is a constant. So `if` works on settings, and on the names in a dict. Where the values of
 arrays decide, use `jnp.where`. JAX's arrays never change: `x.at[i].set(y)` is a new array. Nested
-dicts and named tuples of arrays are "pytrees", which all of these take and return:
+dicts and named tuples of arrays are "pytrees", which all that follow take and return:
 `jax.tree.map(f, tree)` calls f on each array, `jax.vmap(f)` is f for arrays with one more axis,
 `jax.lax.scan` is a compiled loop, and `jax.value_and_grad(f)` computes f and its gradient. Random
 functions take a key. The same key always gives the same numbers, so each key is used once;
@@ -71,17 +71,18 @@ departure is undone. With none undone, all 100 do.
     N environments step between two updates  --num-envs 1                           not measured
 
 No flag undoes these: Adam replaces RMSProp, errors y - Q are not clipped, and observations are
-divided by usual sizes (OBS_SCALE). Plain DQN, with the first five departures undone and 10
-environments:
+divided by usual sizes (OBS_SCALE). Plain DQN undoes the first five departures of the table. It
+keeps 10 environments, so that an update follows every 10 steps, as in CleanRL and PureJaxRL (in
+the paper, every 4 steps of one environment):
 
     python dqn_cartpole_jax.py --n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --learning-starts 10000 --num-envs 10 --total-timesteps 500000 \
         --learning-rate 2.5e-4 --batch-size 128 --hidden-sizes 120 84 --buffer-size 10000 \
         --end-e 0.05
 
-But for what no flag undoes, this is the algorithm of the paper, at settings that CleanRL and
-PureJaxRL use for CartPole. Of 20 agents, 19 solve it; it takes 2.5 times the steps of the defaults,
-and far more computing. What happens if other flags change is in results/knobs.md.
+But for that and for what no flag undoes, this is the algorithm of the paper, at settings that
+CleanRL and PureJaxRL use for CartPole. Of 20 agents, 19 solve it; it takes 2.5 times the steps of
+the defaults, and far more computing. What happens if other flags change is in results/knobs.md.
 
 Letters in shapes: N environments, B batch, O observation, A actions, K agents, T joint steps.
 """
@@ -217,7 +218,7 @@ def init_params(key, sizes, layer_norm):
 def q_values(params, obs):
     """Q(s, a) of every action: obs (B, O) or (N, O) -> (B, A) or (N, A).
 
-    With NumPy's arrays it works too, so a kept model can play without JAX (`load_model`).
+    With NumPy's arrays it works too, so a kept model can play in Gymnasium (`load_model`).
     """
     x = obs.astype(np.float32) / OBS_SCALE
     last = len(params) // 2 - 1  # the output layer. Two arrays a layer; // drops the marker.
@@ -378,8 +379,9 @@ def init_agent(args, key):
 
 class Draws(NamedTuple):  # the randomness of a joint step, drawn in advance (`run_chunk` says why)
     noise: Array  # (2, N + B) uniform in [0, 1), to explore and to sample
-    # (2, N, 2): N keys for resets and N for steps, each as the two integers that it consists of.
-    # For keys that scan hands out, JAX's check for reused keys raises a false alarm.
+    # (2, N, 2): N keys for resets and N for steps. They are kept as integers, two a key, because an
+    # optional check of JAX for reused keys raises a false alarm on keys that scan hands out.
+    # joint_step makes keys of them again.
     key_data: Array
 
 
@@ -476,8 +478,8 @@ def train(args):
     started = time.time()
     agents = init_agents(args)
     joint_steps = args.total_timesteps // args.num_envs
-    # The run is cut into equal chunks of 500 joint steps or more, between which Python prints. If
-    # they don't come out even, the last joint steps are left out: as few as possible, mostly none.
+    # Python prints between chunks of about 500 to 1,000 joint steps. With n equal chunks,
+    # joint_steps % n steps are left out: take the n that leaves out the fewest, mostly none.
     most = max(1, joint_steps // 500)
     chunks = min(range((most + 1) // 2, most + 1), key=lambda n: joint_steps % n)
     chunk_steps = joint_steps // chunks
@@ -626,7 +628,7 @@ def load_model(path):
 
 
 def make_output_dir(args):
-    """Make output_dir. Fail now, not after training, if it or a package is missing."""
+    """Make output_dir, a new folder. If that or a package fails, it should be before training."""
     try:
         importlib.import_module("matplotlib")
         Path(args.output_dir).mkdir(parents=True)

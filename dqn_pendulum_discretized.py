@@ -63,8 +63,8 @@ run what was recorded. Numbers that are passed as arguments become placeholders 
 not: `partial(f, args)` is f with its first argument filled in, and what is filled in before
 compiling is a constant. So `if` works on settings, and on the names in a dict. Where the values of
 arrays decide, use `jnp.where`. JAX's arrays never change, unlike NumPy's. Nested dicts and named
-tuples of arrays are "pytrees", which all of these take and return: `jax.tree.map(f, tree)` calls f
-on each array, `jax.lax.scan` is a compiled loop, and `jax.value_and_grad(f)` computes f and its
+tuples of arrays are "pytrees", which all that follow take and return: `jax.tree.map(f, tree)` calls
+f on each array, `jax.lax.scan` is a compiled loop, and `jax.value_and_grad(f)` computes f and its
 gradient. Random functions take a key; the same key gives the same numbers.
 
 Departures from Mnih et al., each with the flag that undoes it. The last column says how many of 10
@@ -166,7 +166,7 @@ def wrap_env(env):
     env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     flat_space = spaces.flatten_space(space)
     env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
-    # Keep all episodes. The key keeps clear of info["episode"], which your environment may use.
+    # Keep all episodes. stats_key keeps clear of info["episode"], which the environment may use.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -178,7 +178,7 @@ def flatten(space, obs):
 
 
 def fits(space, obs):
-    """Whether an observation has the declared shape, and converting it to that type is exact.
+    """Whether an observation fits the declared space.
 
     Values outside the bounds of a Box are allowed, since many environments exceed them.
     """
@@ -575,12 +575,12 @@ def check_env(env):
 
 
 def refuse(error, what):
-    """Raise BadInput if an error comes from Gymnasium, this file, or the search for a module.
+    """Raise BadInput from an error that went through known modules only.
 
-    If it went through code of anybody else, it is raised as it is, with its traceback: it may be a
-    bug in the environment. Gymnasium wraps errors of imports, so the cause counts too.
+    If it also went through any other, it is raised as it is, with its traceback: it may be a bug of
+    the environment. Gymnasium wraps errors of imports, so the cause counts too.
     """
-    # wrap_env hands a partial of functools to Gymnasium; pathlib makes output_dir.
+    # Gymnasium calls functools and, to find an environment, importlib; pathlib makes output_dir.
     known = __name__, "gymnasium", "importlib", "pathlib", "functools"
     for part in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):
@@ -629,7 +629,7 @@ def load_model(path, args=None, env=None):
 
 
 def make_output_dir(args):
-    """Make output_dir. Fail now, not after training, if it or a package is missing."""
+    """Make output_dir, a new folder. If that or a package fails, it should be before training."""
     try:
         importlib.import_module("matplotlib")
         Path(args.output_dir).mkdir(parents=True)

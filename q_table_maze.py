@@ -10,8 +10,8 @@ what the table does: it shows the step from a table to weights and gradients.
 
 The maze is a board of cells: S is the start, F is free, H is a hole and G is the goal. The agent
 moves left, right, up or down. Entering the goal pays 1, falling into a hole costs 1, and both are
-terminal: they end the episode. Any other step pays 0. On ice (--slip-prob), the agent sometimes
-slips to a side of where it wanted to go.
+terminal: they end the episode. Any other step pays 0. An episode that is too long is cut off. If
+the maze is icy (--slip-prob), the agent sometimes slips to a side of where it wanted to go.
 
 Q(s, a) is the expected sum of rewards after action a in cell s, if every later action is optimal.
 It is discounted: a reward that comes k steps later counts gamma^k times as much. After a step from
@@ -24,8 +24,8 @@ its estimate of Q(s, a) toward the target y, by a part alpha of the way:
 Q-learning is off-policy: the target takes the best next action, even if the agent then takes a
 random one. So it learns the values of the best policy while it explores.
 
-Running out of time is not terminal. The target of such a step still adds gamma max_a' Q(s', a'):
-the agent could have gone on from s'; only the clock stopped it.
+A step after which the episode is cut off does not reach a terminal state. Its target still adds
+gamma max_a' Q(s', a'): the agent could have gone on from s'; only the clock stopped it.
 
     python q_table_maze.py --board 8x8 --slip-prob 0.6667 --output-dir runs/1
     python q_table_maze.py --method network
@@ -45,8 +45,8 @@ What this file does beyond the update, so that the table finds the best policy b
 - A run is cut into chunks of steps. The result is the average of the values after each chunk in the
   second half of the run (Polyak and Juditsky 1992). The last values alone still move with each
   random slip. The agent acts with its newest values, not with the average.
-- On ice, targets are random, so alpha falls with the number of visits to (s, a). Elsewhere a step
-  always has the same r and s'. No noise has to be averaged out, so alpha stays at 1.
+- In an icy maze, targets are random, so alpha falls with the number of visits to (s, a). In others,
+  a step always has the same r and s'. No noise has to be averaged out, so alpha does not fall.
 
 JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
 arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
@@ -86,7 +86,7 @@ class Args:
     seed: int = 1  # the same seed, machine and versions give the same result
     board: str = "2x3"  # 2x3, 4x5, 4x4, 8x8, or rows like SFH/HFG: S start, F free, H hole, G goal
     slip_prob: float = 0.0  # chance to slip sideways, as on ice; FrozenLake's is 2/3
-    total_timesteps: int = 0  # environment steps; 0: a number that depends on the board
+    total_timesteps: int = 0  # environment steps; 0: a number that depends on board and ice
     max_episode_steps: int = 100  # the time limit
     method: Literal["table", "network"] = "table"  # network: linear, on one-hot states
     learning_rate: float = 1.0  # alpha, or the first alpha on ice
@@ -145,7 +145,7 @@ def read_board(board):
         raise BadInput("board must be equally long rows of S, F, H and G, with one S")
     places = np.indices(shape).reshape(2, -1).T  # (C, 2) row and column
     # At the edge of the board, a move stays where it is.
-    moved = np.clip(places[:, None] + MOVES, 0, np.array(shape) - 1)  # (S, A, 2)
+    moved = np.clip(places[:, None] + MOVES, 0, np.array(shape) - 1)  # (C, A, 2)
     numbers = moved @ [shape[1], 1]  # (C, A) row * columns + column
     neighbor = numbers[:, TURNS]  # (C, A, 3)
     terminal = (cells == "G") | (cells == "H")
@@ -169,7 +169,8 @@ def exact_q(args, maze, policy=None):
     """Q (C, A) of the best policy, or of a policy (C,) that is given, without a time limit.
 
     Value iteration (Bellman 1957): replace each Q(s, a) by its expected target y, all at once, and
-    repeat until nothing changes. Rows of cells that end the episode mean nothing.
+    repeat until nothing changes. For a given policy, y takes its action in s', not the best one.
+    Rows of cells that end the episode mean nothing.
     """
     q = np.zeros(maze.neighbor.shape[:2])
     change = 1.0
@@ -260,7 +261,7 @@ def act_and_learn(args, maze, agent, noise):
 def train_chunk(args, maze, agent, noise, steps):
     """A chunk of steps. Returns the Agent, how many episodes ended, and the sum of their returns.
 
-    noise (chunk, 4) has the random numbers of each step.
+    noise has four random numbers in a row for each step, and may have more rows than steps.
     """
 
     def one_step(i, carry):
@@ -285,7 +286,7 @@ def train(args):
     maze = read_board(args.board)
     exact = exact_q(args, maze)
     timesteps = run_length(args, len(exact))
-    chunk = min(2**16, 1 + timesteps // 64)  # steps in a compiled call: at least 64 calls
+    chunk = min(2**16, 1 + timesteps // 64)  # steps in a compiled call
     # NumPy draws the random numbers: with jax.random, a step takes 1.9 times as long.
     rng = np.random.default_rng(args.seed)
     noise = rng.random((chunk, 4), np.float32)
@@ -294,7 +295,7 @@ def train(args):
     # `partial` fills in the first arguments, as constants. Donated: the new agent overwrites the
     # old one in memory.
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
-    agent, _, _ = run_chunk(agent, noise, 0)  # no steps, only to compile; any number may follow
+    agent, _, _ = run_chunk(agent, noise, 0)  # 0 steps, only to compile; later calls make more
     compiled = printed = time.time()
     env_steps = 0
     progress = []
@@ -432,7 +433,7 @@ def load_model(path, args=None):
 
 
 def make_output_dir(args):
-    """Make output_dir. Fail now, not after training, if it or a package is missing."""
+    """Make output_dir, a new folder. If that or a package fails, it should be before training."""
     try:
         importlib.import_module("matplotlib")
         Path(args.output_dir).mkdir(parents=True)
