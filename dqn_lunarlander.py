@@ -85,8 +85,8 @@ algorithms, https://github.com/vwxyzjn/cleanrl), which squares errors instead of
         --learning-rate 2.5e-4 --batch-size 128 --hidden-sizes 120 84 --buffer-size 10000 \
         --gamma 0.99 --end-e 0.05 --exploration-fraction 0.5
 
-But for the squares and what no flag undoes, this is the algorithm of the paper. Of 10 agents, 6 solve
-LunarLander: mean 207.2. What happens if other flags change is in results/knobs.md.
+But for the squares and what no flag undoes, this is the algorithm of the paper. Of 10 agents, 6
+solve LunarLander: mean 207.2. What happens if other flags change is in results/knobs.md.
 
 Letters in shapes: B batch, G updates in a group, O observation, A actions.
 """
