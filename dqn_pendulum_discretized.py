@@ -72,11 +72,11 @@ agents, trained with seeds that were not used to choose the settings, solve Inve
 only this departure is undone. With none undone, 10 do.
 
     departure                                     undone by                               solved by
-    w- moves a little at every update             --tau 1 --target-network-frequency 500   @copied
-    the learning rate falls to 0                  --no-anneal-lr                           @anneal
-    hidden layers are normalized                  --no-layer-norm                          @plainl
-    learning starts at once                       --learning-starts 10000                  @starts
-    rewards are multiplied by a constant          --reward-scale 1                         @unscal
+    w- moves a little at every update             --tau 1 --target-network-frequency 500        10
+    the learning rate falls to 0                  --no-anneal-lr                                 7
+    hidden layers are normalized                  --no-layer-norm                                7
+    learning starts at once                       --learning-starts 10000                        1
+    rewards are multiplied by a constant          --reward-scale 1                              10
     updates come in groups, 8 after 16 steps      --train-frequency 2 --gradient-steps 1   @groups
 
 No flag undoes these: Adam replaces RMSProp, the paper's clipping of errors y - Q and of rewards to
@@ -90,7 +90,7 @@ Plain DQN, with all departures of the table undone:
         --exploration-fraction 0.5
 
 But for what no flag undoes, this is the algorithm of the paper, at settings like those of CleanRL's
-dqn_jax.py (https://github.com/vwxyzjn/cleanrl). Of 10 agents, @solvedplain solve InvertedPendulum.
+dqn_jax.py (https://github.com/vwxyzjn/cleanrl). Of 10 agents, 0 solve InvertedPendulum.
 What happens if other flags change is in results/knobs.md.
 
 Letters in shapes: B batch, G updates in a group, O observation, A listed actions.

@@ -480,7 +480,8 @@ def test_the_warning_comes_at_twice_what_rewards_allow(q_size, warned, capsys):
     """Rewards of at most 1 and gamma 0.99 allow 100. Earlier sizes don't count."""
     ended = np.ones((1, 2, 1), bool)
     sizes = np.array([[500.0, q_size]])
-    logs = ended, np.ones((1, 2, 1)), np.zeros((1, 2)), sizes, np.ones((1, 2))
+    rewards = np.array([[1.0, 0.5]])
+    logs = ended, np.ones((1, 2, 1)), np.zeros((1, 2)), sizes, rewards
     dqn.report(dqn.Args(gamma=0.99), logs, 100, 1.0)
     assert ("warning" in capsys.readouterr().err) == warned
 

@@ -189,7 +189,7 @@ def test_the_result_is_the_average_over_the_second_half():
     assert q_table_maze.average(sums) == (4 + 8 + 16) / 3
 
 
-def test_steps_are_as_many_as_asked_for_and_progress_hold_their_episodes():
+def test_steps_are_as_many_as_asked_for_and_progress_holds_their_episodes():
     """Also 200, which is no multiple of a chunk."""
     for steps in (1, 200, 5_000):
         args = Args(total_timesteps=steps, board="SG", epsilon=1.0)
