@@ -147,7 +147,7 @@ this file.
         kinds = "switch", "knob", "plain"
         changed = [name for name in names if name.split(", ")[1] in kinds and name in found]
         for size in sorted({len(found[name]) for name in changed}):
-            if size < len(defaults):
+            if 1 < size < len(defaults):
                 text += line_of(f"nothing, the same {size} seeds", defaults[:size])
         for name in changed:
             kind, _, what = name.removeprefix(f"{short}, ").partition(", ")
