@@ -396,7 +396,7 @@ def test_epsilon_falls_and_stays(fraction, dqn):
     """Random actions are uniform; the others are the best: number 3 of 5."""
     args = small(dqn, total_timesteps=1_000, exploration_fraction=fraction, end_e=0.2)
     params = {"w0": np.zeros((1, 5), np.float32), "b0": np.float32([0, 1, 2, 3, 1])}
-    for env_steps, epsilon in ((0, 1.0), (250, 0.6), (500, 0.2), (900, 0.2)):
+    for env_steps, epsilon in ((0, 1.0), (1, 0.998), (250, 0.6), (500, 0.2), (900, 0.2)):
         if fraction == 0 and env_steps:
             epsilon = 0.2
         expected = np.full(5, epsilon / 5)
