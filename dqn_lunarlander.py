@@ -619,10 +619,8 @@ def warn(args, env):
         print(f"warning: {ENDLESS}", file=sys.stderr)
     gigabytes = 8e-9 * args.buffer_size * space.shape[0]  # obs and next_obs
     if gigabytes > 4:
-        print(
-            f"warning: the buffer takes {gigabytes:.0f} GB; try a lower --buffer-size",
-            file=sys.stderr,
-        )
+        problem = f"the buffer takes {gigabytes:.0f} GB; try a lower --buffer-size"
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 def load_model(path, env=None):

@@ -15,11 +15,11 @@ two kinds:
   so in training it is over --sampled-actions of them, drawn at random with replacement, which
   lowers Q a little (Fourati et al. 2024, https://arxiv.org/abs/2405.10310).
 
-The environment is ordinary Python, not JAX, so the training loop as a whole can't
-be compiled. A call of a compiled function costs more than this small network's arithmetic, so the
-agent acts in NumPy. JAX updates the network in the background, since a call of a compiled function
-returns before its result is there ("asynchronous dispatch"). Each call makes a group of updates, so
-that the calls are few.
+The environment is ordinary Python, not JAX, so the training loop as a whole can't be compiled. A
+call of a compiled function costs more than this small network's arithmetic, so the agent acts in
+NumPy. JAX updates the network in the background, since a call of a compiled function returns before
+its result is there ("asynchronous dispatch"). Each call makes a group of updates, so that the calls
+are few.
 
 Q(s, a) is the expected sum of rewards after action a in state s, if every later action is optimal.
 It is discounted: a reward that comes k steps later counts gamma^k times as much. So Q(s, a) is the
@@ -600,10 +600,8 @@ def warn(args, env):
         print(f"warning: {ENDLESS}", file=sys.stderr)
     gigabytes = 8e-9 * args.buffer_size * space.shape[0]  # obs and next_obs
     if gigabytes > 4:
-        print(
-            f"warning: the buffer takes {gigabytes:.0f} GB; try a lower --buffer-size",
-            file=sys.stderr,
-        )
+        problem = f"the buffer takes {gigabytes:.0f} GB; try a lower --buffer-size"
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 def load_model(path, args=None, env=None):
