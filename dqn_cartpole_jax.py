@@ -23,8 +23,8 @@ other too much, and takes a gradient step to reduce, on average over the batch,
 
 y is called the target. w- are the weights of a second network of the same shape, the target
 network. They follow w with a delay, because a target that depends on w itself moves with every
-update. s' is terminal if the episode ended for good. A time limit is not terminal: it only
-truncates the episode.
+update. s' is terminal if the episode ended for good, so that no reward can follow. A time limit is
+not terminal: it only cuts the episode off (truncates it), so the value of s' still counts.
 
 By default, y sums n rewards before it adds Q (`extend`); with --n-step 1 it is as above.
 Q(s', a'; w-) is an estimate with errors, and the maximum prefers errors upward, so y is too high on
@@ -46,15 +46,18 @@ To learn DQN, read `q_values`, `add`, `sample`, `extend`, `update` and `joint_st
 
 JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
 arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
-run what was recorded. Numbers that are passed as arguments become placeholders too, but settings do
-not: `partial(f, args)` is f with its first argument filled in, and what is filled in before
-compiling is a constant. So `if` works on settings, and on the names in a dict. Where the values of
-arrays decide, use `jnp.where`. JAX's arrays never change: `x.at[i].set(y)` is a new array. Nested
-dicts and named tuples of arrays are "pytrees", which all that follow take and return:
-`jax.tree.map(f, tree)` calls f on each array, `jax.vmap(f)` is f for arrays with one more axis,
-`jax.lax.scan` is a compiled loop, and `jax.value_and_grad(f)` computes f and its gradient. Random
-functions take a key. The same key always gives the same numbers, so each key is used once;
-`jax.random.split` makes new keys of one.
+run what was recorded; a call with other shapes records anew. Every argument becomes a placeholder,
+plain numbers too. `if` on a placeholder is an error: where the values of arrays decide, use
+`jnp.where`. The settings are one object, `args` of class Args, which is not passed to the compiled
+function: `partial(f, args)` fills it in as the first argument of f before f is compiled. So the
+settings are constants, and `if` works on them, as on the names in a dict, which are no arrays.
+JAX's arrays never change: `x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays
+are "pytrees". All functions that follow take and return them: `jax.tree.map(f, tree)` calls f on
+each array, and `jax.vmap(f)` is f for arrays that have one more axis, in front. `jax.lax.scan(f,
+carry, xs)` is a compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last
+carry and the ys, stacked. `jax.value_and_grad(f)` computes f and its gradient. Random functions
+take a key, which holds two integers. The same key always gives the same numbers, so each key is
+used once; `jax.random.split` makes new keys of one.
 
 An agent acts in N environments. In a joint step, each of them makes one step; then comes an update.
 
@@ -70,10 +73,11 @@ departure is undone. With none undone, all 100 do.
     learning starts at once                  --learning-starts 10000                         100
     N environments step between two updates  --num-envs 1                           not measured
 
-No flag undoes these: Adam replaces RMSProp, errors y - Q are not clipped, and observations are
-divided by usual sizes (OBS_SCALE). Plain DQN undoes the first five departures of the table. It
-keeps 10 environments, so that an update follows every 10 steps, as in CleanRL and PureJaxRL (in
-the paper, every 4 steps of one environment):
+No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
+average of its gradients' size), errors y - Q are not clipped, and observations are divided by usual
+sizes (OBS_SCALE). Plain DQN undoes the first five departures of the table. It keeps 10
+environments, so that an update follows every 10 steps, as in CleanRL and PureJaxRL (in the paper,
+every 4 steps of one environment):
 
     python dqn_cartpole_jax.py --n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --learning-starts 10000 --num-envs 10 --total-timesteps 500000 \
@@ -341,7 +345,7 @@ def update(args, learner, batch, tau):
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
     # An optimizer of optax is two pure functions, `init` and `update`, so it may be made anew here.
-    # All that Adam remembers, and the number of updates for its schedule, is in opt_state.
+    # Adam's averages, and the number of updates for its schedule, are in opt_state.
     changes, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, changes)
     # w- <- (1 - tau) w- + tau w
@@ -367,7 +371,8 @@ def init_agent(args, key):
     learner = Learner(params, params, make_optimizer(args).init(params))
     N = args.num_envs
     # `ended` is True below, so the first joint step resets all environments, and until then zeros
-    # will do. eval_shape finds the shapes of what reset returns, without running it.
+    # will do. eval_shape finds the shapes of what reset returns, without running it: no number is
+    # drawn with these keys, so `key` still counts as unused.
     shapes = jax.eval_shape(jax.vmap(reset), jax.random.split(key, N))
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     rows = args.buffer_size // N
@@ -379,9 +384,9 @@ def init_agent(args, key):
 
 class Draws(NamedTuple):  # the randomness of a joint step, drawn in advance (`run_chunk` says why)
     noise: Array  # (2, N + B) uniform in [0, 1), to explore and to sample
-    # (2, N, 2): N keys for resets and N for steps. They are kept as integers, two a key, because an
-    # optional check of JAX for reused keys raises a false alarm on keys that scan hands out.
-    # joint_step makes keys of them again.
+    # (2, N, 2): the keys of N resets and of N steps, each as the two integers that a key holds.
+    # joint_step makes keys of them again. (Keys themselves would do, but an optional check of JAX
+    # for reused keys raises a false alarm on keys that scan hands out.)
     key_data: Array
 
 
@@ -423,7 +428,8 @@ def joint_step(args, agent, draws):
     ended = terminated | truncated
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
 
-    # Store. A terminated episode is over, so the value of next_obs is 0. A truncated one is not.
+    # Store. No reward can follow a terminal state, so the value of next_obs is 0 there. A truncated
+    # episode was only cut off, so the value of next_obs still counts.
     discount = jnp.where(terminated, 0, args.gamma)
     new = Transition(obs, action, reward, discount, state.obs, ended)
     buffer = add(agent.buffer, agent.joint_steps, new)
@@ -517,11 +523,12 @@ def train(args):
 def init_agents(args):
     """The agents of all seeds. Each array has a first axis K, divided among the devices."""
     keys = jax.vmap(jax.random.key)(args.seed + np.arange(args.num_seeds))
-    # As many devices as can share the agents equally: on a CPU, `run` makes each core a device. The
-    # first device gets the first agents, and so on: "K" names the axis of devices, which divides
-    # the first axis of each array.
+    # A device is what runs compiled code: a GPU, or a core of the CPU (see `run`). Take as many as
+    # can share the agents equally. Mesh lays them in a row, which is named "devices" here, and
+    # P("devices") means: cut the first axis of each array into equal parts, one for each of them.
     devices = max(n for n in range(1, jax.device_count() + 1) if args.num_seeds % n == 0)
-    sharding = jax.NamedSharding(jax.sharding.Mesh(jax.devices()[:devices], "K"), jax.P("K"))
+    mesh = jax.sharding.Mesh(jax.devices()[:devices], "devices")
+    sharding = jax.NamedSharding(mesh, jax.P("devices"))
     return jax.jit(jax.vmap(partial(init_agent, args)), out_shardings=sharding)(keys)
 
 

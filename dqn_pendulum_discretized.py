@@ -35,8 +35,8 @@ other too much, and takes a gradient step to reduce, on average over the batch,
 
 y is called the target. w- are the weights of a second network of the same shape, the target
 network. They follow w with a delay, because a target that depends on w itself moves with every
-update. s' is terminal if the episode ended for good. A time limit is not terminal: it only
-truncates the episode.
+update. s' is terminal if the episode ended for good, so that no reward can follow. A time limit is
+not terminal: it only cuts the episode off (truncates it), so the value of s' still counts.
 
 Q(s', a'; w-) is an estimate with errors, and the maximum prefers errors upward, so y is too high on
 average. This file does nothing about that; dqn_lunarlander.py has Double DQN, which does.
@@ -59,13 +59,22 @@ comes after `train` reports, evaluates, checks and saves.
 
 JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
 arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
-run what was recorded. Numbers that are passed as arguments become placeholders too, but settings do
-not: `partial(f, args)` is f with its first argument filled in, and what is filled in before
-compiling is a constant. So `if` works on settings, and on the names in a dict. Where the values of
-arrays decide, use `jnp.where`. JAX's arrays never change, unlike NumPy's. Nested dicts and named
-tuples of arrays are "pytrees", which all that follow take and return: `jax.tree.map(f, tree)` calls
-f on each array, `jax.lax.scan` is a compiled loop, and `jax.value_and_grad(f)` computes f and its
-gradient. Random functions take a key; the same key gives the same numbers.
+run what was recorded; a call with other shapes records anew. Every argument becomes a placeholder,
+plain numbers too. `if` on a placeholder is an error: where the values of arrays decide, use
+`jnp.where`. The settings are one object, `args` of class Args, which is not passed to the compiled
+function: `partial(f, args)` fills it in as the first argument of f before f is compiled. So the
+settings are constants, and `if` works on them, as on the names in a dict, which are no arrays.
+JAX's arrays never change, unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees".
+All functions that follow take and return them: `jax.tree.map(f, tree)` calls f on each array.
+`jax.lax.scan(f, carry, xs)` is a compiled loop: for each x of xs, `carry, y = f(carry, x)`; it
+returns the last carry and the ys, stacked. `jax.value_and_grad(f)` computes f and its gradient.
+Random functions take a key; the same key gives the same numbers.
+
+Gymnasium in short. `env.reset()` returns an observation and a dict of extras ("info").
+`env.step(action)` returns the next observation, the reward, whether the episode terminated, whether
+it was truncated, and info. `env.observation_space` and `env.action_space` declare what is allowed:
+a Box is an array of numbers, with bounds; Discrete is one of n whole numbers. A wrapper is an
+environment that passes calls on to another one, and changes what comes back.
 
 Departures from Mnih et al., each with the flag that undoes it. The last column says how many of 10
 agents, trained with seeds that were not used to choose the settings, solve InvertedPendulum-v5 when
@@ -79,9 +88,10 @@ only this departure is undone. With none undone, 10 do.
     rewards are multiplied by a constant          --reward-scale 1                              10
     updates come in groups, 8 after 16 steps      --train-frequency 2 --gradient-steps 1        10
 
-No flag undoes these: Adam replaces RMSProp, the paper's clipping of errors y - Q and of rewards to
-between -1 and 1 is left out, and the agent acts with weights that are one group of updates old.
-Plain DQN, with all departures of the table undone:
+No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
+average of its gradients' size), the paper's clipping of errors y - Q and of rewards to between -1
+and 1 is left out, and the agent acts with weights that are one group of updates old. Plain DQN,
+with all departures of the table undone:
 
     python dqn_pendulum_discretized.py --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --learning-starts 10000 --reward-scale 1 --train-frequency 10 \
@@ -166,7 +176,9 @@ def wrap_env(env):
     env = gymnasium.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     flat_space = spaces.flatten_space(space)
     env = gymnasium.wrappers.TransformObservation(env, partial(flatten, space), flat_space)
-    # Keep all episodes. stats_key keeps clear of info["episode"], which the environment may use.
+    # Keeps the return and length of every episode in env.return_queue and env.length_queue. It also
+    # writes them into info, under the name stats_key: the usual name, "episode", may be in use by
+    # the environment.
     return gymnasium.wrappers.RecordEpisodeStatistics(env, buffer_length=10**9, stats_key=SCRIPT)
 
 
@@ -342,7 +354,7 @@ def update(args, listed, learner, batch, drawn, tau):
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
     # An optimizer of optax is two pure functions, `init` and `update`, so it may be made anew here.
-    # All that Adam remembers, and the number of updates for its schedule, is in opt_state.
+    # Adam's averages, and the number of updates for its schedule, are in opt_state.
     changes, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, changes)
     # w- <- (1 - tau) w- + tau w
@@ -359,8 +371,8 @@ def learn(args, listed, learner, batches, drawn, env_steps):
     tau = jnp.full(args.gradient_steps, args.tau)  # one for each update
     if args.target_network_frequency:
         # w- stays unless there was a multiple of the frequency in the last train_frequency steps.
-        # With 500 and 32, there was one at step 512: 512 % 500 = 12 < 32. Then w- moves at the
-        # first update of this group.
+        # With 500 and 32: the group at step 512 follows steps 481 to 512, and 500 is among them,
+        # because 512 % 500 = 12 < 32. So w- moves at the first update of this group.
         due = env_steps % args.target_network_frequency < args.train_frequency
         first = jnp.arange(args.gradient_steps) == 0
         tau = jnp.where(due & first, args.tau, 0)
@@ -439,7 +451,8 @@ def train(args, env):
             action = act(args, rng, acting_params, obs, env_steps, listed)
             next_obs, reward, terminated, truncated, _ = env.step(listed[[action]])
 
-            # Store. A terminated episode is over, so next_obs has value 0. A truncated one isn't.
+            # Store. No reward can follow a terminal state, so the value of next_obs is 0 there. A
+            # truncated episode was only cut off, so the value of next_obs still counts.
             discount = 0.0 if terminated else args.gamma
             new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
             add(buffer, env_steps - 1, new)
@@ -575,12 +588,14 @@ def check_env(env):
 
 
 def refuse(error, what):
-    """Raise BadInput from an error that went through known modules only.
+    """Raise BadInput if all functions in the error's traceback belong to the modules below.
 
-    If it also went through any other, it is raised as it is, with its traceback: it may be a bug of
-    the environment. Gymnasium wraps errors of imports, so the cause counts too.
+    If any belongs elsewhere, it may be a bug of the environment: then the error itself is raised,
+    with its traceback. Gymnasium raises an error of its own for a failed import, so the original
+    error, its __cause__, is looked at too.
     """
-    # Gymnasium calls functools and, to find an environment, importlib; pathlib makes output_dir.
+    # This script and Gymnasium. Gymnasium calls functools and, to find an environment, importlib;
+    # pathlib makes output_dir.
     known = __name__, "gymnasium", "importlib", "pathlib", "functools"
     for part in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):

@@ -11,7 +11,8 @@ what the table does: it shows the step from a table to weights and gradients.
 The maze is a board of cells: S is the start, F is free, H is a hole and G is the goal. The agent
 moves left, right, up or down. Entering the goal pays 1, falling into a hole costs 1, and both are
 terminal: they end the episode. Any other step pays 0. An episode that is too long is cut off. If
-the maze is icy (--slip-prob), the agent sometimes slips to a side of where it wanted to go.
+the maze is icy (--slip-prob), the agent sometimes slips: it moves at right angles to the way it
+chose, to either side equally often.
 
 Q(s, a) is the expected sum of rewards after action a in cell s, if every later action is optimal.
 It is discounted: a reward that comes k steps later counts gamma^k times as much. After a step from
@@ -50,13 +51,16 @@ What this file does beyond the update, so that the table finds the best policy b
 
 JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
 arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
-run what was recorded. Numbers that are passed as arguments become placeholders too, but settings do
-not: `partial(f, args)` is f with its first argument filled in, and what is filled in before
-compiling is a constant. So `if` works on settings, and on the names in a dict. Where the values of
-arrays decide, use `jnp.where`. JAX's arrays never change: `x.at[i].add(1)` is a new array, with
-x[i] one larger; compiled, it is usually done in place. `jax.tree.map(f, tree)` calls f on each
-array in a named tuple or dict. `jax.grad(f)` is a function: it computes the gradient of f with
-respect to its first argument, and if that is a dict, the gradient is a dict too.
+run what was recorded; a call with other shapes records anew. A compiled function returns at once,
+with arrays that are still being computed; `jax.device_get` waits for them and gives NumPy's arrays.
+Every argument becomes a placeholder, plain numbers too. `if` on a placeholder is an error: where
+the values of arrays decide, use `jnp.where`. The settings are one object, `args` of class Args,
+which is not passed to the compiled function: `partial(f, args)` fills it in as the first argument
+of f before f is compiled. So the settings are constants, and `if` works on them, as on the names in
+a dict, which are no arrays. JAX's arrays never change: `x.at[i].add(1)` is a new array, with x[i]
+one larger; compiled, it is usually done in place. `jax.tree.map(f, tree)` calls f on each array in
+a named tuple or dict. `jax.grad(f)` is a function: it computes the gradient of f with respect to
+its first argument, and if that is a dict, the gradient is a dict too.
 
 Letters in shapes: C cells of the board, A actions, B several cells at once.
 """
@@ -295,7 +299,7 @@ def train(args):
     # `partial` fills in the first arguments, as constants. Donated: the new agent overwrites the
     # old one in memory.
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
-    agent, _, _ = run_chunk(agent, noise, 0)  # 0 steps, only to compile; later calls make more
+    agent, _, _ = run_chunk(agent, noise, 0)  # compiles; steps is a placeholder
     compiled = printed = time.time()
     env_steps = 0
     progress = []
@@ -305,7 +309,7 @@ def train(args):
     with contextlib.suppress(KeyboardInterrupt):
         while env_steps < timesteps:
             steps = min(chunk, timesteps - env_steps)
-            # The call returns at once, so NumPy draws while JAX works. `device_get` waits for it.
+            # The call returns at once, so NumPy draws the next noise, a new array, while JAX works.
             agent, episodes, total = run_chunk(agent, noise, steps)
             noise = rng.random(noise.shape, np.float32)
             params, episodes, total = jax.device_get((agent.params, episodes, total))
