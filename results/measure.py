@@ -42,7 +42,7 @@ MAZE = "q_table_maze.py"
 CARTPOLE = "dqn_cartpole_jax.py"
 LANDER = "dqn_lunarlander.py"
 PENDULUM = "dqn_pendulum_discretized.py"
-SWING = "--env-id Pendulum-v1"
+SWING = "--env-id Pendulum-v1 --reward-scale 0.03"
 THOUSAND = "--q-input state-action --num-actions 1000"
 PACKAGES = "jax jaxlib optax gymnasium numpy tyro matplotlib imageio box2d mujoco".split()
 COLUMNS = "row script flags seed mean std worst solved env_steps compile_seconds train_seconds"
@@ -82,8 +82,40 @@ PLAIN += " --buffer-size 10000 --batch-size 128 --hidden-sizes 120 84 --total-ti
 JYM = "--n-step 1 --tau 1 --target-network-frequency 10 --no-anneal-lr --no-layer-norm --gamma 0.9"
 JYM += " --learning-rate 1e-3 --buffer-size 512 --learning-starts 512 --batch-size 32 --num-envs 1"
 JYM += " --hidden-sizes 64 64 64 --end-e 0.015 --exploration-fraction 1 --total-timesteps 20000"
+# The settings of the five tutorials (results/tutorials.md), the fifth is JYM's; and of other
+# environments (results/environments.md), chosen once, without trying others.
+PAPER = "--no-anneal-lr --no-layer-norm --learning-rate 1e-3 --batch-size 32 --train-frequency 4"
+PAPER += " --gradient-steps 1"
+VALUES = f"{PAPER} --n-step 1 --no-double-dqn --loss squared --reward-scale 1"
+TUTORIALS = [
+    (MAZE, "--epsilon 0 --learning-rate 0.8 --max-episode-steps 4 --total-timesteps 200"),
+    (
+        PENDULUM,
+        f"{THOUSAND} --sampled-actions 1000 {PAPER} --hidden-sizes 10 --buffer-size 100 --tau 1"
+        " --end-e 0.1 --exploration-fraction 0 --total-timesteps 20000 --eval-episodes 20",
+    ),
+    (
+        LANDER,
+        f"{VALUES} --hidden-sizes 64 64 --buffer-size 10000 --learning-starts 10000 --tau 0.001"
+        " --end-e 0.01",
+    ),
+    (
+        LANDER,
+        f"{VALUES} --env-id CartPole-v1 --hidden-sizes 300 100 --buffer-size 100000 --gamma 0.99"
+        " --tau 1 --target-network-frequency 100 --end-e 0.3 --exploration-fraction 0"
+        " --total-timesteps 30000",
+    ),
+]
+ELSEWHERE = {
+    "FrozenLake, 8x8, not slippery": "--env-id elsewhere:Lake-v0 --total-timesteps 50000",
+    "CliffWalking": "--env-id elsewhere:Cliff-v0 --total-timesteps 50000",
+    "Taxi": "--env-id Taxi-v4 --total-timesteps 150000",
+    "Blackjack": "--env-id Blackjack-v1 --total-timesteps 50000 --reward-scale 1 --gamma 1"
+    " --eval-episodes 5000",
+    "MountainCar": "--env-id MountainCar-v0 --total-timesteps 100000",
+}
 KNOBS = "num_envs train_frequency gradient_steps buffer_size batch_size learning_rate gamma n_step"
-KNOBS += " tau reward_scale end_e exploration_fraction"
+KNOBS += " tau reward_scale end_e exploration_fraction num_actions"
 
 
 def short(value):
@@ -113,7 +145,7 @@ def knob_changes(script):
         yield "--hidden-sizes " + " ".join([str(many)] * layers)
     for depth in {1, 2, 3} - {layers}:
         yield "--hidden-sizes " + " ".join([str(units)] * depth)
-    for factor in (0.5, 2, 4):
+    for factor in (0.5, 2, 4) if script == CARTPOLE else (0.5, 2):
         yield f"--total-timesteps {int(args.total_timesteps * factor)}"
 
 
@@ -125,6 +157,8 @@ def rows_of(name, script, flags, first, defaults, knobs, switches, agents=1):
         if script == PENDULUM:  # half as many updates as steps, as by default
             change = change.replace("--train-frequency 4", "--train-frequency 2")
         field = change.split()[0].removeprefix("--no-").removeprefix("--").replace("-", "_")
+        if what == "unscaled rewards" and script == PENDULUM:  # its default
+            continue
         if switches and hasattr(module.Args(), field):
             both = f"{flags} {change}".strip()
             yield Row(f"{name}, switch, {what}", script, both, first, switches // agents, agents)
@@ -148,7 +182,8 @@ def all_rows():
     small = small.replace("--loss squared", "--loss huber").replace("500000", "200000")
     yield Row("LunarLander, as SB3", LANDER, small, 7000, 5)
     yield Row("CartPole, as jym", CARTPOLE, JYM, 7000, 1, 10)
-    flags = flags.replace("--n-step 1 ", "").replace(" --no-double-dqn --loss squared", "")
+    for flag in ("--n-step 1 ", " --no-double-dqn --loss squared", " --reward-scale 1"):
+        flags = flags.replace(flag, "")
     yield Row("InvertedPendulum, plain", PENDULUM, f"{flags} --total-timesteps 100000", 6500, 10)
     yield from rows_of("LunarLander", LANDER, "", 6500, 20, 6, 10)
     yield from rows_of("InvertedPendulum", PENDULUM, "--eval-episodes 100", 6500, 30, 10, 10)
@@ -161,6 +196,10 @@ def all_rows():
             flags = f"--board {board} --slip-prob {slip}"
             yield Row(f"maze {board}, slip {slip}", MAZE, flags, runs=20)
         yield Row(f"maze {board}, network", MAZE, f"--board {board} --method network", runs=5)
+    for number, (script, flags) in enumerate(TUTORIALS, 1):
+        yield Row(f"tutorial {number}", script, flags)
+    for name, flags in ELSEWHERE.items():
+        yield Row(f"elsewhere, {name}", LANDER, flags, runs=3)
 
 
 # ---------- Running
@@ -210,7 +249,7 @@ def run(row, seed, core):
     shutil.rmtree(folder, ignore_errors=True)
     command = ["taskset", "-c", core, sys.executable, row.script, *flags.split()]
     command += ["--output-dir", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "results")}
     same = conditions(row)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode:

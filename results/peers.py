@@ -197,30 +197,36 @@ def add_our_curves(row):
 
 # ---------- Speed
 def run_ours(name, steps, core):
-    """Run a row of measure.py for some steps. Returns its summary and the command's seconds."""
+    """Run a row of measure.py for some steps. Returns its summary."""
     row = next(row for row in all_rows() if row.name == name)
     folder = RUNS / "ours"
     shutil.rmtree(folder, ignore_errors=True)
     command = ["taskset", "-c", core, sys.executable, row.script, *row.flags.split()]
-    command += ["--total-timesteps", str(steps), "--output-dir", folder]
+    command += ["--total-timesteps", str(steps), "--eval-episodes", "1", "--output-dir", folder]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     start = time.time()
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
-    return json.loads((folder / "summary.json").read_text()), time.time() - start
+    seconds = {"command_seconds": time.time() - start}
+    return json.loads((folder / "summary.json").read_text()) | seconds
 
 
 def time_pairs(row, core):
-    """Theirs and ours in turn. Times of a command are those of training and all before it."""
+    """Theirs and ours in turn.
+
+    The time of a command is from its start to the end of training; ours has one greedy episode and
+    the saving of the model in it.
+    """
     row = replace(row, steps=row.timed_steps)
     for pair in range(PAIRS):
         load = os.getloadavg()[0]
         theirs, _ = run_theirs(row, FIRST_SEED + pair, core)
-        ours, _ = run_ours(row.ours, row.steps, core)
+        ours = run_ours(row.ours, row.steps, core)
         line = {"row": row.name, "pair": pair, "env_steps": row.steps, "load": load}
         line |= {"date": time.strftime("%Y-%m-%d"), "device": machine(), "commit": commit()}
         for who, summary in (("theirs", theirs), ("ours", ours)):
             line[f"{who}_train"] = round(summary["train_seconds"], 4)
             line[f"{who}_compile"] = round(summary["compile_seconds"], 4)
+            line[f"{who}_command"] = round(summary["command_seconds"], 4)
         append(SPEEDS, SPEED_COLUMNS.split(), [line])
         print(row.name, pair, line["theirs_train"] / line["ours_train"], flush=True)
 

@@ -61,7 +61,7 @@ WORDS = [  # file, words, row: the words hold figures of the row
         "{solved} solve InvertedPendulum-v5: mean {mean}, the worst agent {worst}",
         "InvertedPendulum",
     ),
-    (PENDULUM, "On Pendulum-v1, {n} agents reach {mean} on average", "Pendulum"),
+    (PENDULUM, "with the command above, {n} agents reach {mean} on average", "Pendulum"),
     (PENDULUM, "Of {n} agents, {solved} solve InvertedPendulum.", "InvertedPendulum, plain"),
 ]
 
@@ -182,12 +182,12 @@ def peers_tables(found):
     speeds = {}
     for line in read(peers.SPEEDS):
         speeds.setdefault(line["row"], []).append(line)
-    long = row_of("the same settings", "agents", "theirs", "ours", "difference", "speed", "unequal")
-    long += "| --- " * 7 + "|\n"
-    short = row_of("the same settings", "theirs", "ours", "difference", "speed: ours / theirs")
-    short += "| --- " * 5 + "|\n"
+    head = "the same settings", "theirs", "ours", "difference", "training", "command"
+    long = row_of(head[0], "steps", "agents", *head[1:], "steps timed", "unequal")
+    long += "| --- " * 10 + "|\n"
+    short = row_of(*head) + "| --- " * 6 + "|\n"
     for row in peers.ROWS:
-        cells = [row.name, "not measured", "", "", ""]
+        cells = [row.name, "not measured", "", "", "", ""]
         count = ""
         if row.name in theirs and row.ours in found:
             a = figures(theirs[row.name])
@@ -197,7 +197,9 @@ def peers_tables(found):
             cells[3] = difference(theirs[row.name], found[row.ours])
         if row.name in speeds:
             cells[4] = ratios(speeds[row.name], "train")
-        long += row_of(cells[0], count, *cells[1:], row.not_equal)
+            cells[5] = ratios(speeds[row.name], "command")
+        timed = f"{row.timed_steps:,}"
+        long += row_of(cells[0], f"{row.steps:,}", count, *cells[1:], timed, row.not_equal)
         if row.name in speeds or cells[3]:
             short += row_of(*cells)
     if short.count("\n") == 2:
@@ -227,9 +229,10 @@ PEERS_HEAD = """# Beside other implementations
 Other projects at their settings, and our files at the same settings, which are flags of theirs and
 ours (results/peers.py, results/measure.py). The returns are means of 100 greedy episodes with the
 final weights, ± a 95 % interval over the agents (Student's t); *difference* is by Welch's test.
-*speed* is the training time of theirs by that of ours, the median of five pairs of shorter runs
-that took turns on one core, and their range; compiling is not in it. *unequal* names what flags
-can't make equal.
+*training* is the training time of theirs divided by that of ours, without compiling, and *command*
+the same from the start of the process to the end of training: the median of five pairs of runs that
+took turns on one core, and their range. Above 1, ours is faster. *unequal* names what flags can't
+make equal.
 
 """
 
