@@ -50,14 +50,15 @@ run what was recorded; a call with other shapes records anew. Every argument bec
 plain numbers too. `if` on a placeholder is an error: where the values of arrays decide, use
 `jnp.where`. The settings are one object, `args` of class Args, which is not passed to the compiled
 function: `partial(f, args)` fills it in as the first argument of f before f is compiled. So the
-settings are constants, and `if` works on them, as on the names in a dict, which are no arrays.
-JAX's arrays never change: `x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays
-are "pytrees". All functions that follow take and return them: `jax.tree.map(f, tree)` calls f on
-each array, and `jax.vmap(f)` is f for arrays that have one more axis, in front. `jax.lax.scan(f,
-carry, xs)` is a compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last
-carry and the ys, stacked. `jax.value_and_grad(f)` computes f and its gradient. Random functions
-take a key, which holds two integers. The same key always gives the same numbers, so each key is
-used once; `jax.random.split` makes new keys of one.
+settings are constants, and `if` works on them. In a dict that is an argument, only the arrays
+become placeholders; its names stay strings, and `if` works on them too. JAX's arrays never change:
+`x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays are "pytrees". The
+functions of JAX take and return them: `jax.tree.map(f, tree)` calls f on each array, and
+`jax.vmap(f)` is f for arrays that have one more axis, in front. `jax.lax.scan(f, carry, xs)` is a
+compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last carry and the ys,
+stacked. `jax.value_and_grad(f)` is a function: it computes f and the gradient of f with respect to
+its first argument. Random functions take a key, which holds two integers. The same key always gives
+the same numbers, so each key is used once; `jax.random.split` makes new keys of one.
 
 An agent acts in N environments. In a joint step, each of them makes one step; then comes an update.
 
@@ -204,8 +205,8 @@ def init_params(key, sizes, layer_norm):
     """
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
-    # One draw serves all layers, since compiling each draw takes 0.5 s. Each layer uses the first
-    # part of its row.
+    # One draw serves all layers: this function will be compiled, and each draw adds 0.5 s to that.
+    # Each layer uses the first part of its row.
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -428,8 +429,7 @@ def joint_step(args, agent, draws):
     ended = terminated | truncated
     returns = jnp.where(agent.ended, 0, agent.returns) + reward
 
-    # Store. No reward can follow a terminal state, so the value of next_obs is 0 there. A truncated
-    # episode was only cut off, so the value of next_obs still counts.
+    # Store. next_obs is worth 0 after termination, but not if the episode was only cut off.
     discount = jnp.where(terminated, 0, args.gamma)
     new = Transition(obs, action, reward, discount, state.obs, ended)
     buffer = add(agent.buffer, agent.joint_steps, new)

@@ -6,11 +6,13 @@
 # ///
 r"""DQN on LunarLander-v3, or on any Gymnasium environment with Discrete actions.
 
-What it teaches: the environment is ordinary Python, not JAX, so the training loop as a whole can't
-be compiled. A call of a compiled function costs more than this small network's arithmetic, so the
-agent acts in NumPy. JAX updates the network in the background, since a call of a compiled function
-returns before its result is there ("asynchronous dispatch"). Each call makes a group of updates, so
-that the calls are few.
+What it teaches: learning with a compiled function from an environment that is ordinary Python. JAX
+is a library with NumPy's functions (`jnp`) for arrays of its own. It compiles functions of such
+arrays and computes their gradients (see *JAX in short*). The training loop as a whole can't be
+compiled, since the environment is not made of such functions. Starting a compiled function takes
+longer than this small network's arithmetic, so the agent acts in NumPy. JAX updates the network in
+the background, since a call of a compiled function returns before its result is there
+("asynchronous dispatch"). Each call makes a group of updates, so that the calls are few.
 
 Q(s, a) is the expected sum of rewards after action a in state s, if every later action is optimal.
 It is discounted: a reward that comes k steps later counts gamma^k times as much. So Q(s, a) is the
@@ -54,12 +56,13 @@ run what was recorded; a call with other shapes records anew. Every argument bec
 plain numbers too. `if` on a placeholder is an error: where the values of arrays decide, use
 `jnp.where`. The settings are one object, `args` of class Args, which is not passed to the compiled
 function: `partial(f, args)` fills it in as the first argument of f before f is compiled. So the
-settings are constants, and `if` works on them, as on the names in a dict, which are no arrays.
-JAX's arrays never change, unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees".
-All functions that follow take and return them: `jax.tree.map(f, tree)` calls f on each array.
-`jax.lax.scan(f, carry, xs)` is a compiled loop: for each x of xs, `carry, y = f(carry, x)`; it
-returns the last carry and the ys, stacked. `jax.value_and_grad(f)` computes f and its gradient.
-Random functions take a key; the same key gives the same numbers.
+settings are constants, and `if` works on them. In a dict that is an argument, only the arrays
+become placeholders; its names stay strings, and `if` works on them too. JAX's arrays never change,
+unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees". The functions of JAX take and
+return them: `jax.tree.map(f, tree)` calls f on each array. `jax.lax.scan(f, carry, xs)` is a
+compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last carry and the ys,
+stacked. `jax.value_and_grad(f)` is a function: it computes f and the gradient of f with respect to
+its first argument. Random functions take a key; the same key gives the same numbers.
 
 Gymnasium in short. `env.reset()` returns an observation and a dict of extras ("info").
 `env.step(action)` returns the next observation, the reward, whether the episode terminated, whether
@@ -77,7 +80,7 @@ is undone.
     w- moves a little at every update             --tau 1 --target-network-frequency 500   270.2
     the learning rate falls to 0                  --no-anneal-lr                           149.7
     hidden layers are normalized                  --no-layer-norm                          253.3
-    in y, w chooses a' and w- values it           --no-double-dqn                          269.2
+    w chooses a' in y, w- values it: Double DQN   --no-double-dqn                          269.2
     learning starts at once                       --learning-starts 10000                  274.5
     rewards are multiplied by a constant          --reward-scale 1                         247.1
     updates come in groups, 10 after 32 steps     --train-frequency 4 --gradient-steps 1   279.1
@@ -213,8 +216,8 @@ def init_params(key, sizes, layer_norm):
     """
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
-    # One draw serves all layers, since compiling each draw takes 0.5 s. Each layer uses the first
-    # part of its row.
+    # One draw serves all layers: this function will be compiled, and each draw adds 0.5 s to that.
+    # Each layer uses the first part of its row.
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -266,6 +269,10 @@ class Transition(NamedTuple):
 
 def extend(queue, new, ended, n_step):
     """Transitions of n steps, as in Rainbow (Hessel et al. 2018).
+
+    They apply the formula of y n times, along the actions that were taken:
+    y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-). Such a transition
+    holds the sum as its reward, and gamma^n as its discount.
 
     Adds the step `new` to each transition in the queue, and starts one from it. A transition is
     complete when it has n steps; if the episode has ended, all are. Returns the complete ones, and
@@ -447,8 +454,7 @@ def train(args, env):
             outcome = env.step(int(env.action_space.start) + action)
             next_obs, reward, terminated, truncated, _ = outcome
 
-            # Store. No reward can follow a terminal state, so the value of next_obs is 0 there. A
-            # truncated episode was only cut off, so the value of next_obs still counts.
+            # Store. next_obs is worth 0 after termination, but not if the episode was only cut off.
             discount = 0.0 if terminated else args.gamma
             new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
             complete, queue = extend(queue, new, terminated or truncated, args.n_step)
@@ -607,14 +613,13 @@ def check_env(env):
 
 
 def refuse(error, what):
-    """Raise BadInput if all functions in the error's traceback belong to the modules below.
+    """Raise BadInput from an error for which no code but this script and Gymnasium was running.
 
-    If any belongs elsewhere, it may be a bug of the environment: then the error itself is raised,
-    with its traceback. Gymnasium raises an error of its own for a failed import, so the original
-    error, its __cause__, is looked at too.
+    If other code was running, it may be a bug there, for example in the environment: then the error
+    itself is raised, with its traceback. Gymnasium raises an error of its own for a failed import,
+    so the original error, its __cause__, is looked at too.
     """
-    # This script and Gymnasium. Gymnasium calls functools and, to find an environment, importlib;
-    # pathlib makes output_dir.
+    # Gymnasium calls functools and, to find an environment, importlib; pathlib makes output_dir.
     known = __name__, "gymnasium", "importlib", "pathlib", "functools"
     for part in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):

@@ -15,11 +15,12 @@ two kinds:
   so in training it is over --sampled-actions of them, drawn at random with replacement, which
   lowers Q a little (Fourati et al. 2024, https://arxiv.org/abs/2405.10310).
 
-The environment is ordinary Python, not JAX, so the training loop as a whole can't be compiled. A
-call of a compiled function costs more than this small network's arithmetic, so the agent acts in
-NumPy. JAX updates the network in the background, since a call of a compiled function returns before
-its result is there ("asynchronous dispatch"). Each call makes a group of updates, so that the calls
-are few.
+JAX is a library with NumPy's functions (`jnp`) for arrays of its own. It compiles functions of such
+arrays and computes their gradients (see *JAX in short*). The environment is ordinary Python, so the
+training loop as a whole can't be compiled. Starting a compiled function takes longer than this
+small network's arithmetic, so the agent acts in NumPy. JAX updates the network in the background,
+since a call of a compiled function returns before its result is there ("asynchronous dispatch").
+Each call makes a group of updates, so that the calls are few.
 
 Q(s, a) is the expected sum of rewards after action a in state s, if every later action is optimal.
 It is discounted: a reward that comes k steps later counts gamma^k times as much. So Q(s, a) is the
@@ -51,9 +52,9 @@ torque from -2 to 2; rewards are from -16.3 to 0, and 0 only while the pendulum 
 top without torque. (--reward-scale 0.03 makes them small, so that errors y - Q are near 1.) A
 return is the sum of the rewards in an episode, not discounted. An agent has solved
 InvertedPendulum-v5 if its mean return in 100 episodes without random actions is at least 950
-(Gymnasium's threshold); Pendulum-v1 has no threshold. Of 30 agents, trained with seeds that were
-not used to choose the settings, 29 solve InvertedPendulum-v5: mean 996.3, the worst agent 896.0. On
-Pendulum-v1, with the command above, 20 agents reach -152.0 on average.
+(Gymnasium's threshold); Pendulum-v1 has no threshold. With the defaults, of 30 agents, trained with
+seeds that were not used to choose the settings, 29 solve InvertedPendulum-v5: mean 996.3, the worst
+agent 896.0. On Pendulum-v1, with the command above, 20 agents reach -152.0 on average.
 
 To learn DQN, read `q_values`, `sample`, `update`, `learn`, `act` and `train`, in this order. What
 comes after `train` reports, evaluates, checks and saves.
@@ -64,12 +65,13 @@ run what was recorded; a call with other shapes records anew. Every argument bec
 plain numbers too. `if` on a placeholder is an error: where the values of arrays decide, use
 `jnp.where`. The settings are one object, `args` of class Args, which is not passed to the compiled
 function: `partial(f, args)` fills it in as the first argument of f before f is compiled. So the
-settings are constants, and `if` works on them, as on the names in a dict, which are no arrays.
-JAX's arrays never change, unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees".
-All functions that follow take and return them: `jax.tree.map(f, tree)` calls f on each array.
-`jax.lax.scan(f, carry, xs)` is a compiled loop: for each x of xs, `carry, y = f(carry, x)`; it
-returns the last carry and the ys, stacked. `jax.value_and_grad(f)` computes f and its gradient.
-Random functions take a key; the same key gives the same numbers.
+settings are constants, and `if` works on them. In a dict that is an argument, only the arrays
+become placeholders; its names stay strings, and `if` works on them too. JAX's arrays never change,
+unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees". The functions of JAX take and
+return them: `jax.tree.map(f, tree)` calls f on each array. `jax.lax.scan(f, carry, xs)` is a
+compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last carry and the ys,
+stacked. `jax.value_and_grad(f)` is a function: it computes f and the gradient of f with respect to
+its first argument. Random functions take a key; the same key gives the same numbers.
 
 Gymnasium in short. `env.reset()` returns an observation and a dict of extras ("info").
 `env.step(action)` returns the next observation, the reward, whether the episode terminated, whether
@@ -91,7 +93,8 @@ only this departure is undone. With none undone, 10 do.
 No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
 average of its gradients' size), the paper's clipping of errors y - Q and of rewards to between -1
 and 1 is left out, and the agent acts with weights that are one group of updates old. Plain DQN,
-with all departures of the table undone:
+with all departures of the table undone, at settings like those of dqn_jax.py in CleanRL (single
+files of many algorithms, https://github.com/vwxyzjn/cleanrl), so with an update every 10 steps:
 
     python dqn_pendulum_discretized.py --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --learning-starts 10000 --train-frequency 10 \
@@ -99,9 +102,9 @@ with all departures of the table undone:
         --hidden-sizes 120 84 --buffer-size 10000 --gamma 0.99 --end-e 0.05 \
         --exploration-fraction 0.5
 
-But for what no flag undoes, this is the algorithm of the paper, at settings like those of CleanRL's
-dqn_jax.py (https://github.com/vwxyzjn/cleanrl). Of 10 agents, 0 solve InvertedPendulum.
-What happens if other flags change is in results/knobs.md; half the steps are too few.
+But for what no flag undoes, this is the algorithm of the paper. Of 10 agents, 0 solve
+InvertedPendulum. What happens if other flags change is in results/knobs.md; half the steps are too
+few.
 
 Letters in shapes: B batch, G updates in a group, O observation, A listed actions.
 """
@@ -222,8 +225,8 @@ def init_params(key, sizes, layer_norm):
     """
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
-    # One draw serves all layers, since compiling each draw takes 0.5 s. Each layer uses the first
-    # part of its row.
+    # One draw serves all layers: this function will be compiled, and each draw adds 0.5 s to that.
+    # Each layer uses the first part of its row.
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -451,8 +454,7 @@ def train(args, env):
             action = act(args, rng, acting_params, obs, env_steps, listed)
             next_obs, reward, terminated, truncated, _ = env.step(listed[[action]])
 
-            # Store. No reward can follow a terminal state, so the value of next_obs is 0 there. A
-            # truncated episode was only cut off, so the value of next_obs still counts.
+            # Store. next_obs is worth 0 after termination, but not if the episode was only cut off.
             discount = 0.0 if terminated else args.gamma
             new = Transition(obs, action, args.reward_scale * reward, discount, next_obs)
             add(buffer, env_steps - 1, new)
@@ -588,14 +590,13 @@ def check_env(env):
 
 
 def refuse(error, what):
-    """Raise BadInput if all functions in the error's traceback belong to the modules below.
+    """Raise BadInput from an error for which no code but this script and Gymnasium was running.
 
-    If any belongs elsewhere, it may be a bug of the environment: then the error itself is raised,
-    with its traceback. Gymnasium raises an error of its own for a failed import, so the original
-    error, its __cause__, is looked at too.
+    If other code was running, it may be a bug there, for example in the environment: then the error
+    itself is raised, with its traceback. Gymnasium raises an error of its own for a failed import,
+    so the original error, its __cause__, is looked at too.
     """
-    # This script and Gymnasium. Gymnasium calls functools and, to find an environment, importlib;
-    # pathlib makes output_dir.
+    # Gymnasium calls functools and, to find an environment, importlib; pathlib makes output_dir.
     known = __name__, "gymnasium", "importlib", "pathlib", "functools"
     for part in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):

@@ -56,11 +56,12 @@ with arrays that are still being computed; `jax.device_get` waits for them and g
 Every argument becomes a placeholder, plain numbers too. `if` on a placeholder is an error: where
 the values of arrays decide, use `jnp.where`. The settings are one object, `args` of class Args,
 which is not passed to the compiled function: `partial(f, args)` fills it in as the first argument
-of f before f is compiled. So the settings are constants, and `if` works on them, as on the names in
-a dict, which are no arrays. JAX's arrays never change: `x.at[i].add(1)` is a new array, with x[i]
-one larger; compiled, it is usually done in place. `jax.tree.map(f, tree)` calls f on each array in
-a named tuple or dict. `jax.grad(f)` is a function: it computes the gradient of f with respect to
-its first argument, and if that is a dict, the gradient is a dict too.
+of f before f is compiled. So the settings are constants, and `if` works on them. In a dict that is
+an argument, only the arrays become placeholders; its names stay strings. JAX's arrays never change:
+`x.at[i].add(1)` is a new array, with x[i] one larger; compiled, it is usually done in place.
+`jax.tree.map(f, tree)` calls f on each array in a named tuple or dict. `jax.grad(f)` is a function:
+it computes the gradient of f with respect to its first argument, and if that is a dict, the
+gradient is a dict too.
 
 Letters in shapes: C cells of the board, A actions, B several cells at once.
 """

@@ -30,6 +30,8 @@ from measure import CARTPOLE, LANDER, PENDULUM, all_rows, code_of  # noqa: E402
 KNOBS = RESULTS / "knobs.md"
 PEERS = RESULTS / "peers.md"
 README = ROOT / "README.md"
+TUTORIALS = RESULTS / "tutorials.md"
+ELSEWHERE = RESULTS / "environments.md"
 END = "<!-- end of table -->"
 ENVIRONMENTS = {
     "CartPole": "CartPole-v1, by dqn_cartpole_jax.py",
@@ -173,6 +175,43 @@ def results_table(found):
     return text
 
 
+TUTORIAL_ROWS = [  # environment, row at the tutorial's settings, row with our defaults
+    ("maze `SFH/HFG`", "tutorial 1", "maze 2x3, slip 0"),
+    ("InvertedPendulum-v5", "tutorial 2", "InvertedPendulum, 1000 actions"),
+    ("LunarLander-v3", "tutorial 3", "LunarLander, defaults"),
+    ("CartPole-v1", "tutorial 4", "CartPole in Gymnasium"),
+    ("CartPole-v1", "CartPole, as jym", "CartPole, seeds not seen"),
+]
+
+
+def tutorials_table(found):
+    """The table of results/tutorials.md."""
+    text = row_of("", "environment", "file", "its settings, as flags", "reaches", "our defaults")
+    text += "| --- " * 6 + "|\n"
+    for number, (title, theirs, ours) in enumerate(TUTORIAL_ROWS, 1):
+        cells = [
+            outcome(found[name]) if name in found else "not measured" for name in (theirs, ours)
+        ]
+        row = next(row for row in all_rows() if row.name == theirs)
+        text += row_of(str(number), title, row.script, f"`{row.flags}`", *cells)
+    return text
+
+
+def outcome(lines):
+    x = figures(lines)
+    return f"{x['mean']} ± {x['half']}; solved: {x['share']}"
+
+
+def elsewhere_table(found):
+    """The table of results/environments.md."""
+    text = row_of("environment", "flags", "mean of each agent") + "| --- " * 3 + "|\n"
+    for name in measure.ELSEWHERE:
+        lines = found.get(f"elsewhere, {name}", [])
+        means = ", ".join(f"{float(line['mean']):.4g}" for line in lines) or "not measured"
+        text += row_of(name, f"`{measure.ELSEWHERE[name]}`", means)
+    return text
+
+
 # ---------- Tables of peers
 def peers_tables(found):
     """The text of results/peers.md without its head, and the README's table."""
@@ -243,7 +282,7 @@ def put(text, title, table):
     mark = f"<!-- {title} of results/tables.py -->"
     before, found, rest = text.partition(mark)
     if not found:
-        raise ValueError(f"README.md has no mark {mark}")
+        raise ValueError(f"no mark {mark}")
     return f"{before}{mark}\n{table}{END}{rest.partition(END)[2]}"
 
 
@@ -274,6 +313,8 @@ def main(check: bool = False) -> None:
     long, short = peers_tables(found)
     readme = put(README.read_text(), "results", results_table(found))
     texts = {KNOBS: knobs(found), PEERS: PEERS_HEAD + long, README: put(readme, "peers", short)}
+    texts[TUTORIALS] = put(TUTORIALS.read_text(), "tutorials", tutorials_table(found))
+    texts[ELSEWHERE] = put(ELSEWHERE.read_text(), "environments", elsewhere_table(found))
     wrong = list(wrong_words(found))
     for path, text in texts.items():
         if not check:
