@@ -144,7 +144,7 @@ class Args:
     gradient_steps: int = 8  # updates in a group
     buffer_size: int = 60_000  # transitions in the replay buffer
     batch_size: int = 64  # transitions in an update
-    hidden_sizes: tuple[int, ...] = (64, 64)  # units in each hidden layer
+    hidden_sizes: tuple[int, ...] = (128, 128)  # units in each hidden layer
     layer_norm: bool = True  # normalize hidden layers
     learning_rate: float = 3e-3  # of Adam, at the start
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
