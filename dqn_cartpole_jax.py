@@ -87,7 +87,8 @@ every 4 steps of one environment):
 
 But for that and for what no flag undoes, this is the algorithm of the paper, at settings that
 CleanRL and PureJaxRL use for CartPole. Of 20 agents, 19 solve it; it takes 2.5 times the steps of
-the defaults, and far more computing. What happens if other flags change is in results/knobs.md.
+the defaults, and far more computing. With any number flag doubled or halved, or another number of
+layers, at least 99 of 100 agents solve it (results/knobs.md); with four times the steps, 97.
 
 Letters in shapes: N environments, B batch, O observation, A actions, K agents, T joint steps.
 """

@@ -60,7 +60,7 @@ WORDS = [  # file, words, row: the words hold figures of the row
     ),
     (
         PENDULUM,
-        "{solved} solve InvertedPendulum-v5: mean {mean}, the worst agent {worst}",
+        "solve InvertedPendulum-v5: mean {mean}, the worst agent {worst}",
         "InvertedPendulum",
     ),
     (PENDULUM, "with the command above, {n} agents reach {mean} on average", "Pendulum"),
@@ -175,6 +175,46 @@ def results_table(found):
     return text
 
 
+def least(found, short):
+    """The knobs of an environment, but for the steps: the fewest that solve it, or the worst mean.
+
+    None if they have not all been measured.
+    """
+    names = [row.name for row in all_rows() if row.name.startswith(f"{short}, knob, ")]
+    names = [name for name in names if "total-timesteps" not in name]
+    if any(name not in found for name in names):
+        return None
+    lines = min((found[name] for name in names), key=lambda x: float(figures(x)["mean"]))
+    if lines[0]["solved"]:
+        lines = min((found[name] for name in names), key=lambda x: int(figures(x)["solved"]))
+    return figures(lines)
+
+
+def knobs_table(found):
+    """The README's table of knobs: one row for each environment."""
+    text = row_of("solved by", "defaults", KNOBS_HEAD, "half the steps", "twice", "plain DQN")
+    text += "| --- " * 6 + "|\n"
+    for short, title in ENVIRONMENTS.items():
+        worst = least(found, short)
+        row = next(row for row in all_rows() if row.name == f"{short}, defaults")
+        args = __import__(row.script.removesuffix(".py")).Args()
+        names = ["defaults", f"knob, --total-timesteps {args.total_timesteps // 2}"]
+        names += [f"knob, --total-timesteps {args.total_timesteps * 2}", "plain"]
+        cells = []
+        for name in names:
+            lines = found.get(f"{short}, {name}")
+            cells.append(share_of(figures(lines)) if lines else "")
+        cells.insert(1, f"at least {share_of(worst)}" if worst else "not all measured")
+        text += row_of(title.partition(",")[0], *cells)
+    return text
+
+
+def share_of(x):
+    """How many agents have solved it, or their mean where there is no threshold."""
+    return x["share"] or x["mean"]
+
+
+KNOBS_HEAD = "any number flag doubled or halved, or another number of layers"
 TUTORIAL_ROWS = [  # environment, row at the tutorial's settings, row with our defaults
     ("maze `SFH/HFG`", "tutorial 1", "maze 2x3, slip 0"),
     ("InvertedPendulum-v5", "tutorial 2", "InvertedPendulum, 1000 actions"),
@@ -296,6 +336,14 @@ def wrong_words(found):
             if expected not in " ".join(text[name].split()):
                 yield f"{name}: {expected}"
     shown = {CARTPOLE: "CartPole", LANDER: "LunarLander", PENDULUM: "InvertedPendulum"}
+    for script, short in shown.items():
+        x = least(found, short)
+        if x:
+            words = f"another number of layers, at least {x['share']} agents solve"
+            if x["solved"] == x["n"]:
+                words = words.replace(f"at least {x['share']}", f"all {x['n']}")
+            if words not in " ".join(text[script].split()):
+                yield f"{script}: {words}"
     for row, lines in found.items():
         script = lines[0]["script"]
         if row.startswith(f"{shown.get(script)}, switch"):
@@ -313,6 +361,7 @@ def main(check: bool = False) -> None:
     long, short = peers_tables(found)
     readme = put(README.read_text(), "results", results_table(found))
     texts = {KNOBS: knobs(found), PEERS: PEERS_HEAD + long, README: put(readme, "peers", short)}
+    texts[README] = put(texts[README], "knobs", knobs_table(found))
     texts[TUTORIALS] = put(TUTORIALS.read_text(), "tutorials", tutorials_table(found))
     texts[ELSEWHERE] = put(ELSEWHERE.read_text(), "environments", elsewhere_table(found))
     wrong = list(wrong_words(found))
