@@ -44,7 +44,7 @@ IN_README = {
     "LunarLander, defaults": "LunarLander-v3",
     "Acrobot": "Acrobot-v1, by dqn_lunarlander.py",
     "CartPole in Gymnasium": "CartPole-v1, by dqn_lunarlander.py",
-    "InvertedPendulum, defaults": "InvertedPendulum-v5",
+    "InvertedPendulum, seeds not seen": "InvertedPendulum-v5",
     "InvertedPendulum, 1000 actions": "InvertedPendulum-v5, 1000 actions",
     "Pendulum, defaults": "Pendulum-v1",
 }
@@ -61,7 +61,7 @@ WORDS = [  # file, words, row: the words hold figures of the row
     (
         PENDULUM,
         "solve InvertedPendulum-v5: mean {mean}, the worst agent {worst}",
-        "InvertedPendulum",
+        "InvertedPendulum, seeds not seen",
     ),
     (PENDULUM, "with the command above, {n} agents reach {mean} on average", "Pendulum"),
     (PENDULUM, "Of {n} agents, {solved} solve InvertedPendulum.", "InvertedPendulum, plain"),
@@ -135,9 +135,9 @@ What becomes of the greedy return (100 episodes) when one thing changes: each de
 paper switched off (*switch*), each number flag doubled and halved, other numbers of layers and
 steps (*knob*). ± is a 95 % interval over the agents (Student's t). An agent has solved its
 environment if its mean return reaches Gymnasium's threshold; Pendulum-v1 has none. No default was
-chosen with these seeds, but for CartPole: other defaults were tried, and given up, when its seeds
-had been seen. So the README's CartPole row has other seeds. `python results/measure.py` measures,
-`python results/tables.py` writes this file.
+chosen with these seeds, but for CartPole and InvertedPendulum: other defaults were tried, and given
+up, when seeds of theirs had been seen. So the README's rows of these two have other seeds.
+`python results/measure.py` measures, `python results/tables.py` writes this file.
 """
     for short, title in ENVIRONMENTS.items():
         defaults = found.get(f"{short}, defaults")
