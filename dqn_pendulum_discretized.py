@@ -85,9 +85,9 @@ only this departure is undone. With none undone, 10 do.
 
     departure                                     undone by                               solved by
     w- moves a little at every update             --tau 1 --target-network-frequency 500        10
-    the learning rate falls to 0                  --no-anneal-lr                                 7
-    hidden layers are normalized                  --no-layer-norm                                7
-    learning starts at once                       --learning-starts 10000                        1
+    the learning rate falls to 0                  --no-anneal-lr                                 6
+    hidden layers are normalized                  --no-layer-norm                                9
+    learning starts at once                       --learning-starts 10000                       10
     updates come in groups, 8 after 16 steps      --train-frequency 2 --gradient-steps 1        10
 
 No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running

@@ -289,8 +289,8 @@ def peers_tables(found):
 def difference(theirs, ours):
     """Whether two groups of agents differ, by Welch's test."""
     a, b = ([float(line["mean"]) for line in lines] for lines in (theirs, ours))
-    if np.std(a) == np.std(b) == 0:
-        return "none" if a[0] == b[0] else f"{b[0] - a[0]:.1f}"
+    if np.ptp(a) + np.ptp(b) < 0.1:  # no spread to test with
+        return "none" if abs(np.mean(a) - np.mean(b)) < 0.1 else f"{np.mean(b) - np.mean(a):+.1f}"
     p = ttest_ind(a, b, equal_var=False).pvalue
     return (
         f"none seen (p = {p:.2f})" if p > 0.05 else f"{np.mean(b) - np.mean(a):+.1f} (p = {p:.2g})"
