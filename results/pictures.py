@@ -1,13 +1,14 @@
 """Draw the README's pictures: python results/pictures.py [--only NAME ...]
 
-maze.png, pole.gif and lander.gif come from runs with seed 6100; curves.png from ten agents for each
-environment, seeds 6100 to 6109; same.png from results/curves.csv, which peers.py writes. It needs
+maze.png, pole.gif and lander.gif come from runs with seed 6100; curves.png from five agents for each
+environment, seeds 6100 to 6104; same.png from results/curves.csv, which peers.py writes. It needs
 the packages of requirements.txt, and takes about ten minutes on two cores. The runs stay in
 runs/pictures.
 """
 
 import contextlib
 import csv
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ RESULTS = Path(__file__).resolve().parent
 ROOT = RESULTS.parent
 RUNS = ROOT / "runs" / "pictures"
 SEED = 6100
-AGENTS = 10
+AGENTS = 5
 PARTS = 10  # greedy returns in a curve
 GREEDY_EPISODES = 20  # of each agent after each part
 
@@ -167,7 +168,8 @@ def curves():
     """curves.png: returns in training and greedy returns, the mean over agents and the range."""
     found = {"CartPole-v1": curves_of_cartpole()}
     env_id = "InvertedPendulum-v5"
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    spawn = multiprocessing.get_context("spawn")  # JAX has threads, which a fork can lock up
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), spawn) as pool:
         one = partial(curves_of_script, "dqn_pendulum_discretized", env_id)
         found[env_id] = list(pool.map(one, range(SEED, SEED + AGENTS)))
     figure = Figure(figsize=(9, 3.2), layout="constrained")
