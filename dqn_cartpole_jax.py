@@ -39,7 +39,7 @@ degrees, when the cart is 2.4 m off, or after 500 steps, the time limit. A retur
 rewards in an episode. An agent has solved CartPole if its mean return in 100 episodes without
 random actions is at least 475 (Gymnasium's threshold). Of 1,000 agents, trained with seeds that
 were not used to choose the settings, all solve it: mean 500.0; the worst agent's mean is 492.8.
-Training an agent takes about 0.3 s on one core of a server, after 3 to 5 s of compiling.
+Training an agent takes 0.15 to 0.3 s on one core of a server, after 3 to 5 s of compiling.
 
 To learn DQN, read `q_values`, `add`, `sample`, `extend`, `update` and `joint_step`, in this order.
 `train` calls `run_chunk` in a loop; the rest sets up, prints, evaluates and saves.

@@ -44,7 +44,7 @@ costs 100, and engines cost a little. The time limit is 1,000 steps. A return is
 rewards in an episode, not discounted. An agent has solved LunarLander if its mean return in 100
 episodes without random actions is at least 200 (Gymnasium's threshold). Of 20 agents, trained with
 seeds that were not used to choose the settings, all solve it: mean 276.1 ± 4.2 (a 95 % interval),
-the worst agent 252.3. Training takes about half a minute on one core of a server; with a second
+the worst agent 252.3. Training takes 20 to 40 seconds on one core of a server; with a second
 core, the background's work is done beside the environment's.
 
 To learn DQN, read `q_values`, `Transition`, `extend`, `sample`, `update`, `learn`, `act` and

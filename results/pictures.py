@@ -1,9 +1,9 @@
 """Draw the README's pictures: python results/pictures.py [--only NAME ...]
 
-maze.png, pole.gif and lander.gif come from runs with seed 6100; curves.png from five agents for each
-environment, seeds 6100 to 6104; same.png from results/curves.csv, which peers.py writes. It needs
-the packages of requirements.txt, and takes about ten minutes on two cores. The runs stay in
-runs/pictures.
+maze.png, pole.gif and lander.gif come from runs with seed 6100; curves.png from five agents for
+each environment, seeds 6100 to 6104; same.png from results/curves.csv, which peers.py writes. None
+was picked for its result. It needs the packages of requirements.txt, and takes about ten minutes on
+two cores. The runs stay in runs/pictures.
 """
 
 import contextlib
