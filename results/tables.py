@@ -159,6 +159,14 @@ was tuned with it: so a row shows how sensitive the defaults are, rather than wh
             if kind == "plain":
                 label = f"plain DQN: `{flags}`"
             text += line_of(label, found[name])
+    text += "\n## Mazes, by q_table_maze.py\n\n"
+    text += "An agent has solved a board if its policy is worth at most 0.001 less than the best\n"
+    text += "one, from whichever cell it starts.\n\n"
+    text += row_of("board", "seeds", "greedy return", "worst agent", "solved")
+    text += "| --- " * 5 + "|\n"
+    for row in all_rows():
+        if row.name.startswith("maze") and row.name in found:
+            text += line_of(row.name.removeprefix("maze "), found[row.name])
     return text
 
 
