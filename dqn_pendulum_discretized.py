@@ -50,13 +50,13 @@ InvertedPendulum-v5 gives 4 numbers (a cart's position, the angle of a pole on i
 change) and takes a force on the cart, from -3 to 3. Each step pays 1, until the pole leans too far
 or the time limit of 1000 steps truncates the episode. Pendulum-v1 gives 3 numbers and takes a
 torque from -2 to 2; rewards are from -16.3 to 0, and 0 only while the pendulum stands still at the
-top without torque. (--reward-scale 0.03 makes them small, so that errors y - Q are near 1.) A
-return is the sum of the rewards in an episode, not discounted. An agent has solved
-InvertedPendulum-v5 if its mean return in 100 episodes without random actions is at least 950
-(Gymnasium's threshold); Pendulum-v1 has no threshold. With the defaults, 25 of 30 agents, trained
-with seeds that nobody had seen when the settings were chosen, solve InvertedPendulum-v5: mean
-975.8, the worst agent 721.4. (The others let the cart drift, and sometimes hit the end of its
-rail.) On Pendulum-v1, with the command above, 20 agents reach -145.7 on average.
+top without torque. (--reward-scale 0.03 makes that -0.5 to 0.) A return is the sum of the rewards
+in an episode, not discounted. An agent has solved InvertedPendulum-v5 if its mean return in 100
+episodes without random actions is at least 950 (Gymnasium's threshold); Pendulum-v1 has no
+threshold. With the defaults, 25 of 30 agents, trained with seeds that nobody had seen when the
+settings were chosen, solve InvertedPendulum-v5: mean 975.8, the worst agent 721.4. (Some episodes
+of the other five end early, because the cart drifts to the end of its rail.) On Pendulum-v1, with
+the command above, 20 agents reach -145.7 on average.
 
 To learn DQN, read `q_values`, `sample`, `update`, `learn`, `act` and `train`, in this order. What
 comes after `train` reports, evaluates, checks and saves.

@@ -300,7 +300,8 @@ def train(args):
     # `partial` fills in the first arguments, as constants. Donated: the new agent overwrites the
     # old one in memory.
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
-    agent, _, _ = run_chunk(agent, noise, 0)  # compiles; steps is a placeholder
+    # Compile by a first call. `steps` is a placeholder, so later calls may make more than 0.
+    agent, _, _ = run_chunk(agent, noise, 0)
     compiled = printed = time.time()
     env_steps = 0
     progress = []

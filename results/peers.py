@@ -9,7 +9,7 @@ It needs a Python with the peers' packages and patched clones, in runs/peers:
         git -C $clone apply --unidiff-zero $PWD/results/peers/$(basename $peer).patch
     done
 
-and takes about four hours on one core. What came of each run goes into results/peers.csv when it
+and takes one to four hours on one core. What came of each run goes into results/peers.csv when it
 ends, with its date, machine, versions and the peer's commit; the training returns, as means over 50
 parts of the run, into results/curves.csv. A run is not repeated. Ours at the same settings are rows
 of measure.py, so flags alone make them; `not_equal` names what flags can't make equal.
