@@ -105,8 +105,8 @@ files of many algorithms, https://github.com/vwxyzjn/cleanrl), so with an update
         --exploration-fraction 0.5
 
 But for what no flag undoes, this is the algorithm of the paper. Of 10 agents, 0 solve
-InvertedPendulum. What happens if other flags change is in results/knobs.md; half the steps are too
-few.
+InvertedPendulum. (With the defaults but half the steps, 9 of 10 agents solve it; with twice the
+steps, 10 of 10. See results/knobs.md.)
 
 Letters in shapes: B batch, G updates in a group, O observation, A listed actions.
 """

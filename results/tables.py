@@ -69,6 +69,16 @@ WORDS = [  # file, words, row: the words hold figures of the row
         "Pendulum, seeds not seen",
     ),
     (PENDULUM, "Of {n} agents, {solved} solve InvertedPendulum.", "InvertedPendulum, plain"),
+    (
+        PENDULUM,
+        "half the steps, {share} agents solve it",
+        "InvertedPendulum, knob, --total-timesteps 30000",
+    ),
+    (
+        PENDULUM,
+        "with twice the steps, {share}",
+        "InvertedPendulum, knob, --total-timesteps 120000",
+    ),
 ]
 
 
