@@ -40,7 +40,9 @@ update. s' is terminal if the episode ended for good, so that no reward can foll
 not terminal: it only cuts the episode off (truncates it), so the value of s' still counts.
 
 Q(s', a'; w-) is an estimate with errors, and the maximum prefers errors upward, so y is too high on
-average. This file does nothing about that; dqn_lunarlander.py has Double DQN, which does.
+average. Here it matters: an action lasts 0.04 s, so the listed actions are nearly worth the same,
+and errors decide which one is the maximum. So by default w chooses a' for y, and w- values it
+(Double DQN, in `update`).
 
     python dqn_pendulum_discretized.py --q-input state-action --num-actions 1000
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --num-actions 9 --gamma 0.99 \
@@ -89,6 +91,7 @@ do (others: 25 of 30).
     w- moves a little at every update             --tau 1 --target-network-frequency 500        10
     the learning rate falls to 0                  --no-anneal-lr                                 6
     hidden layers are normalized                  --no-layer-norm                                9
+    w chooses a' in y, w- values it: Double DQN   --no-double-dqn                               10
     learning starts at once                       --learning-starts 10000                       10
     updates come in groups, 8 after 16 steps      --train-frequency 2 --gradient-steps 1        10
 
@@ -99,7 +102,7 @@ with all departures of the table undone, at settings like those of dqn_jax.py in
 files of many algorithms, https://github.com/vwxyzjn/cleanrl), so with an update every 10 steps:
 
     python dqn_pendulum_discretized.py --tau 1 --target-network-frequency 500 --no-anneal-lr \
-        --no-layer-norm --learning-starts 10000 --train-frequency 10 \
+        --no-layer-norm --no-double-dqn --learning-starts 10000 --train-frequency 10 \
         --gradient-steps 1 --total-timesteps 100000 --learning-rate 2.5e-4 --batch-size 128 \
         --hidden-sizes 120 84 --buffer-size 10000 --gamma 0.99 --end-e 0.05 \
         --exploration-fraction 0.5
@@ -141,18 +144,19 @@ class Args:
     num_actions: int = 5  # listed actions, evenly spaced from the lowest to the highest
     q_input: Literal["state", "state-action"] = "state"  # what the network takes
     sampled_actions: int = 32  # drawn for a maximum in training, if q_input is state-action
-    total_timesteps: int = 60_000  # environment steps
+    total_timesteps: int = 100_000  # environment steps
     train_frequency: int = 16  # environment steps between groups of updates
     gradient_steps: int = 8  # updates in a group
-    buffer_size: int = 60_000  # transitions in the replay buffer
+    buffer_size: int = 100_000  # transitions in the replay buffer
     batch_size: int = 64  # transitions in an update
     hidden_sizes: tuple[int, ...] = (128, 128)  # units in each hidden layer
     layer_norm: bool = True  # normalize hidden layers
-    learning_rate: float = 3e-3  # of Adam, at the start
+    learning_rate: float = 2e-3  # of Adam, at the start
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     learning_starts: int = 0  # environment steps before the first update
     gamma: float = 0.98  # discount per step
-    tau: float = 0.0064  # how far w- moves toward w; 1 makes it equal to w
+    double_dqn: bool = True  # w chooses the next action, and w- values it
+    tau: float = 0.005  # how far w- moves toward w; 1 makes it equal to w
     target_network_frequency: int = 0  # environment steps between moves of w-; 0: every update
     reward_scale: float = 1.0  # rewards are multiplied by this before they are stored
     end_e: float = 0.02  # the last epsilon, the probability of a random action
@@ -339,19 +343,28 @@ def update(args, listed, learner, batch, drawn, tau):
 
     tau says how far w- moves toward w: 0 not at all, 1 all the way.
     """
-    # y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal: batch.discount is 0 there,
-    # and gamma elsewhere. The maximum for the whole batch is over the same drawn actions.
-    if args.q_input == "state":  # a setting, so `if` works
-        next_q = q_values(learner.target_params, batch.next_obs)
-    else:
-        next_q = q_of_actions(learner.target_params, batch.next_obs, drawn)
-    target = batch.reward + batch.discount * jnp.max(next_q, axis=1)
+
+    # y = r + gamma Q(s', a*; w-),   or y = r if s' is terminal: batch.discount is 0 there, and
+    # gamma elsewhere.
+    def next_q_values(params):  # for the whole batch, of the same actions: all, or those drawn
+        if args.q_input == "state":  # a setting, so `if` works
+            return q_values(params, batch.next_obs)
+        return q_of_actions(params, batch.next_obs, drawn)
+
+    # DQN: a* = argmax_a' Q(s', a'; w-), so that y = r + gamma max_a' Q(s', a'; w-). But the
+    # maximum of noisy values is too high on average. Double DQN (van Hasselt et al. 2016):
+    # a* = argmax_a' Q(s', a'; w). An action that w overrates is less often overrated by w- too.
+    chooser = learner.params if args.double_dqn else learner.target_params
+    best = jnp.argmax(next_q_values(chooser), axis=1)
+    rows = jnp.arange(args.batch_size)
+    next_q = next_q_values(learner.target_params)[rows, best]
+    target = batch.reward + batch.discount * next_q
 
     # value_and_grad differentiates loss_fn with respect to its argument. target was computed
     # outside, so it counts as a constant.
     def loss_fn(params):  # q is Q(s, a; w)
         if args.q_input == "state":
-            q = q_values(params, batch.obs)[jnp.arange(args.batch_size), batch.action]
+            q = q_values(params, batch.obs)[rows, batch.action]
         else:
             taken = listed[batch.action, None]  # (B, 1)
             q = q_of_actions(params, batch.obs, taken)[:, 0]

@@ -72,12 +72,12 @@ WORDS = [  # file, words, row: the words hold figures of the row
     (
         PENDULUM,
         "half the steps, {share} agents solve it",
-        "InvertedPendulum, knob, --total-timesteps 30000",
+        "InvertedPendulum, knob, --total-timesteps 50000",
     ),
     (
         PENDULUM,
         "with twice the steps, {share}",
-        "InvertedPendulum, knob, --total-timesteps 120000",
+        "InvertedPendulum, knob, --total-timesteps 200000",
     ),
 ]
 

@@ -128,8 +128,10 @@ CASES["lander huber"] = (lander, {"loss": "huber"})
 CASES["lander all"] = (lander, SWITCHES["all"] | {"double_dqn": True, "loss": "huber"})
 for name in ("plain", "soft target, now and then", "all"):
     CASES[f"pendulum {name}"] = (pendulum, SWITCHES[name])
+CASES["pendulum double_dqn"] = (pendulum, {"double_dqn": True})
 for name in ("plain", "all"):
     switches = SWITCHES[name] | {"q_input": "state-action", "sampled_actions": 3}
+    switches |= {"double_dqn": name == "all"}
     CASES[f"pendulum state-action {name}"] = (pendulum, switches)
 
 
@@ -145,9 +147,9 @@ def story_batch(dqn):
 @pytest.mark.parametrize("dqn, switches", CASES.values(), ids=CASES)
 def test_updates_by_hand(dqn, switches):
     """Each switch on, the others off; and all on."""
-    plain = dict(PLAIN)
+    plain = PLAIN | {"double_dqn": False}
     if dqn is lander:
-        plain |= {"double_dqn": False, "loss": "squared"}
+        plain |= {"loss": "squared"}
     args = small(dqn, **plain | {"batch_size": 12} | switches)
     # A run of 4 updates.
     args = replace(args, total_timesteps=24, learning_starts=8, train_frequency=8, gradient_steps=2)
@@ -159,7 +161,7 @@ def test_updates_by_hand(dqn, switches):
 
     def loss_with(params, target_params):
         next_q = q_by_hand(args, target_params, batch.next_obs, drawn)
-        chooser = params if getattr(args, "double_dqn", False) else target_params
+        chooser = params if args.double_dqn else target_params
         best = q_by_hand(args, chooser, batch.next_obs, drawn).argmax(axis=1)
         y = batch.reward + batch.discount * next_q[np.arange(12), best]
 
