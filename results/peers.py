@@ -15,7 +15,8 @@ parts of the run, into results/curves.csv. A run is not repeated. Ours at the sa
 of measure.py, so flags alone make them; `not_equal` names what flags can't make equal.
 
 With --speed, each row is timed instead: shorter runs of theirs and ours take turns on one core,
-three times, and results/speeds.csv gets a line for each pair. Nothing else may run meanwhile.
+three times, and results/speeds.csv gets a line for each pair; then whole runs of theirs and of our
+defaults (OWN). Nothing else may run meanwhile.
 results/tables.py makes peers.md of all this, and results/pictures.py same.png.
 """
 
@@ -61,9 +62,12 @@ class Row:
     timed_steps: int = 60_000  # of the runs that --speed times
 
 
-SB3 = "--learning-rate 2.5e-4 --buffer-size 10000 --learning-starts 1000 --batch-size 64"
-SB3 += " --target-update-interval 500 --train-freq 4 --exploration-fraction 0.5"
-SB3 += " --policy-kwargs {'net_arch':[64,64]} --env-id LunarLander-v3"
+# What RL Baselines3 Zoo recommends for LunarLander-v2 (hyperparams/dqn.yml). gradient_steps -1
+# means as many updates as steps.
+ZOO = "--learning-rate 8.8e-4 --buffer-size 1000000 --learning-starts 0 --batch-size 32"
+ZOO += " --target-update-interval 10000 --train-freq 16 --gradient-steps -1 --gamma 0.99"
+ZOO += " --exploration-fraction 0.2 --exploration-final-eps 0.1"
+ZOO += " --policy-kwargs {'net_arch':[256,256]} --env-id LunarLander-v3"
 ROWS = [
     Row(
         "CleanRL, CartPole",
@@ -108,25 +112,43 @@ ROWS = [
     Row(
         "Stable-Baselines3, LunarLander",
         "sb3.py",
-        SB3,
-        200_000,
-        "LunarLander, as SB3",
+        ZOO,
+        150_000,
+        "LunarLander, as RL Zoo",
         "theirs clips gradients and starts with smaller weights; ours acts with weights that are"
-        " one update old",
+        " one group of updates old",
         runs=5,
         timed_steps=20_000,
     ),
     Row(
         "SBX, LunarLander",
         "sb3.py",
-        f"--peer sbx {SB3}",
-        200_000,
-        "LunarLander, as SB3",
-        "SBX uses the first number of net_arch twice; ours acts with weights that are one update"
-        " old",
+        f"--peer sbx {ZOO}",
+        150_000,
+        "LunarLander, as RL Zoo",
+        "ours acts with weights that are one group of updates old",
         runs=5,
         timed_steps=20_000,
     ),
+]
+
+
+@dataclass(frozen=True)
+class Own:
+    """A peer at its own settings, beside ours at its defaults."""
+
+    theirs: str  # of ROWS
+    updates: int
+    ours: str  # of measure.py
+    our_updates: int
+
+
+OWN = [
+    Own("CleanRL, CartPole", 49_000, "CartPole, seeds not seen", 6_250),
+    Own("PureJaxRL, CartPole", 49_000, "CartPole, seeds not seen", 6_250),
+    Own("jym, CartPole", 19_488, "CartPole, seeds not seen", 6_250),
+    Own("Stable-Baselines3, LunarLander", 150_000, "LunarLander, defaults", 62_500),
+    Own("SBX, LunarLander", 150_000, "LunarLander, defaults", 62_500),
 ]
 
 
@@ -202,12 +224,14 @@ def add_our_curves(row):
 
 # ---------- Speed
 def run_ours(name, steps, core):
-    """Run a row of measure.py for some steps. Returns its summary."""
+    """Run a row of measure.py, with other total_timesteps if steps are given. Its summary."""
     row = next(row for row in all_rows() if row.name == name)
     folder = RUNS / "ours"
     shutil.rmtree(folder, ignore_errors=True)
     command = ["taskset", "-c", core, sys.executable, row.script, *row.flags.split()]
-    command += ["--total-timesteps", str(steps), "--eval-episodes", "1", "--output-dir", folder]
+    command += ["--eval-episodes", "1", "--output-dir", folder]
+    if steps:
+        command += ["--total-timesteps", str(steps)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     start = time.time()
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=environment)
@@ -215,25 +239,24 @@ def run_ours(name, steps, core):
     return json.loads((folder / "summary.json").read_text()) | seconds
 
 
-def time_pairs(row, core):
+def time_pairs(name, row, ours_row, our_steps, core):
     """Theirs and ours in turn.
 
     The time of a command is from its start to the end of training; ours has one greedy episode and
     the saving of the model in it.
     """
-    row = replace(row, steps=row.timed_steps)
     for pair in range(PAIRS):
         load = os.getloadavg()[0]
         theirs, _ = run_theirs(row, FIRST_SEED + pair, core)
-        ours = run_ours(row.ours, row.steps, core)
-        line = {"row": row.name, "pair": pair, "env_steps": row.steps, "load": load}
+        ours = run_ours(ours_row, our_steps, core)
+        line = {"row": name, "pair": pair, "env_steps": row.steps, "load": load}
         line |= {"date": time.strftime("%Y-%m-%d"), "device": machine(), "commit": commit()}
         for who, summary in (("theirs", theirs), ("ours", ours)):
             line[f"{who}_train"] = round(summary["train_seconds"], 4)
             line[f"{who}_compile"] = round(summary["compile_seconds"], 4)
             line[f"{who}_command"] = round(summary["command_seconds"], 4)
         append(SPEEDS, SPEED_COLUMNS.split(), [line])
-        print(row.name, pair, line["theirs_train"] / line["ours_train"], flush=True)
+        print(name, pair, line["theirs_train"] / line["ours_train"], flush=True)
 
 
 def main(only: tuple[str, ...] = (), speed: bool = False) -> None:
@@ -244,7 +267,11 @@ def main(only: tuple[str, ...] = (), speed: bool = False) -> None:
         if only and not any(word in row.name for word in only):
             continue
         if speed:
-            time_pairs(row, core)
+            steps = row.timed_steps
+            time_pairs(row.name, replace(row, steps=steps), row.ours, steps, core)
+            for own in OWN:
+                if own.theirs == row.name:
+                    time_pairs(f"{row.name}, own settings", row, own.ours, None, core)
             continue
         for seed in range(FIRST_SEED, FIRST_SEED + row.runs):
             if (row.name, row.flags, seed) not in known:

@@ -305,6 +305,28 @@ def peers_tables(found):
     return long, short
 
 
+def own_table(found):
+    """Peers at their own settings beside our defaults: the README's table and peers.md's."""
+    head = "theirs: steps, updates, seconds", "return", "ours: steps, updates, seconds", "return"
+    text = row_of("own settings", *head, "training", "command") + "| --- " * 7 + "|\n"
+    for own in peers.OWN:
+        name = f"{own.theirs}, own settings"
+        pairs = [line for line in read(peers.SPEEDS) if line["row"] == name]
+        theirs = [line for line in read(peers.FOUND) if line["row"] == own.theirs]
+        if not pairs or not theirs or own.ours not in found:
+            text += row_of(own.theirs, "not measured", *[""] * 5)
+            continue
+        cells = []
+        kinds = ("theirs", theirs, own.updates), ("ours", found[own.ours], own.our_updates)
+        for who, lines, updates in kinds:
+            seconds = np.median([float(line[f"{who}_train"]) for line in pairs])
+            steps = int(lines[0]["env_steps"])
+            x = figures(lines)
+            cells += [f"{steps:,}; {updates:,}; {seconds:.2g}", f"{x['mean']} ± {x['half']}"]
+        text += row_of(own.theirs, *cells, ratios(pairs, "train"), ratios(pairs, "command"))
+    return text
+
+
 def difference(theirs, ours):
     """How much two groups of agents differ, by Welch's test."""
     a, b = ([float(line["mean"]) for line in lines] for lines in (theirs, ours))
@@ -329,7 +351,7 @@ PEERS_HEAD = """# Beside other implementations
 
 Other projects and our files at the same settings, by flags of theirs and ours (results/peers.py,
 results/measure.py): CleanRL's, PureJaxRL's and jym's own for CartPole; for Stable-Baselines3 and
-SBX one setting that both and ours can have, which is not what they recommend. The returns are means
+SBX those that RL Baselines3 Zoo recommends for LunarLander-v2. The returns are means
 of 100 greedy episodes with the final weights, ± a 95 % interval over the agents (Student's t);
 *difference* is ours less theirs, with its 95 % interval and the p of Welch's test.
 *training* is the training time of theirs divided by that of ours, without compiling, and *command*
@@ -386,6 +408,7 @@ def main(check: bool = False) -> None:
     readme = put(README.read_text(), "results", results_table(found))
     texts = {KNOBS: knobs(found), PEERS: PEERS_HEAD + long, README: put(readme, "peers", short)}
     texts[README] = put(texts[README], "knobs", knobs_table(found))
+    texts[README] = put(texts[README], "own", own_table(found))
     texts[TUTORIALS] = put(TUTORIALS.read_text(), "tutorials", tutorials_table(found))
     texts[ELSEWHERE] = put(ELSEWHERE.read_text(), "environments", elsewhere_table(found))
     wrong = list(wrong_words(found))
