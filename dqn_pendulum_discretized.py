@@ -60,8 +60,8 @@ settings were chosen, solve InvertedPendulum-v5: mean 975.8, the worst agent 721
 of the other five end early, because the cart drifts to the end of its rail.) On Pendulum-v1, with
 the command above, 20 agents reach -145.7 on average.
 
-To learn DQN, read `q_values`, `sample`, `update`, `learn`, `act` and `train`, in this order. What
-comes after `train` reports, evaluates, checks and saves.
+To learn DQN, read `init_params`, `q_values`, `sample`, `update`, `learn`, `act` and `train`, in
+this order. What comes after `train` reports, evaluates, checks and saves.
 
 JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
 arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
@@ -75,7 +75,9 @@ unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees". The funct
 return them: `jax.tree.map(f, tree)` calls f on each array. `jax.lax.scan(f, carry, xs)` is a
 compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last carry and the ys,
 stacked. `jax.value_and_grad(f)` is a function: it computes f and the gradient of f with respect to
-its first argument. Random functions take a key; the same key gives the same numbers.
+its first argument. A compiled function also takes NumPy's arrays, and converts them. What it
+returns are arrays of JAX: `np.asarray` converts one back, `jax.device_get` a whole pytree, and both
+wait until it is computed. Random functions take a key; the same key gives the same numbers.
 
 Gymnasium in short. `env.reset()` returns an observation and a dict of extras ("info").
 `env.step(action)` returns the next observation, the reward, whether the episode terminated, whether
@@ -246,11 +248,15 @@ def init_params(key, sizes, layer_norm):
 
 
 def q_values(params, obs):
-    """The network of --q-input state, Q(s, a) of every listed action: obs (B, O) -> (B, A)."""
+    """The network of --q-input state, Q(s, a) of every listed action: obs (B, O) -> (B, A).
+
+    params holds w0, b0, w1, b1, ... and, if hidden layers are normalized, "layer_norm".
+    """
     # The arrays of NumPy and JAX share the operators and methods used here, so the same code serves
     # to act (NumPy) and to learn (JAX).
     x = obs.astype(np.float32)
-    last = len(params) // 2 - 1  # the output layer. Two arrays a layer; // drops the marker.
+    # The number of the output layer: each layer has two arrays, and // ignores "layer_norm".
+    last = len(params) // 2 - 1
     for i in range(last):
         x = x @ params[f"w{i}"] + params[f"b{i}"]
         if "layer_norm" in params:
@@ -604,11 +610,12 @@ def check_env(env):
 
 
 def refuse(error, what):
-    """Raise BadInput from an error for which no code but this script and Gymnasium was running.
+    """Raise BadInput, which ends the script with one line, or the error itself.
 
-    If other code was running, it may be a bug there, for example in the environment: then the error
-    itself is raised, with its traceback. Gymnasium raises an error of its own for a failed import,
-    so the original error, its __cause__, is looked at too.
+    If the error's traceback passes through code other than this script and Gymnasium, for example
+    the environment's, it may be a bug there: then the error itself is raised, so that its traceback
+    is shown. Gymnasium raises an error of its own for a failed import, so the original error, its
+    __cause__, is looked at too. Never returns.
     """
     # Gymnasium calls functools and, to find an environment, importlib; pathlib makes output_dir.
     known = __name__, "gymnasium", "importlib", "pathlib", "functools"
@@ -697,7 +704,8 @@ def run(args):
         if args.output_dir:
             keep(args, params, episodes, list_actions(args, env))
     try:
-        summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]  # one agent
+        # A list, because in dqn_cartpole_jax.py there may be several agents.
+        summary["seeds"] = [summarize(args, env, evaluate(args, params, env))]
     finally:  # whatever stops the evaluation, the summary is kept
         if args.output_dir:
             Path(args.output_dir, "summary.json").write_text(json.dumps(summary, indent=2))

@@ -37,8 +37,8 @@ discounted sum of rewards (`exact_q`). An agent has solved a board if its greedy
 almost as much as the best policy, at most 0.001 less, from whichever of the cells S and F it
 starts.
 
-To learn Q-learning, read `step`, `q_values`, `update` and `act_and_learn`, in this order. The
-section *Command line* has nothing about learning.
+To learn Q-learning, read `Maze`, `step`, `q_values`, `update` and `act_and_learn`, in this order.
+The section *Command line* has nothing about learning.
 
 What this file does beyond the update, so that the table finds the best policy by default:
 - After the first, episodes start in random cells (S or F), so that all are visited (like the
@@ -57,7 +57,8 @@ Every argument becomes a placeholder, plain numbers too. `if` on a placeholder i
 the values of arrays decide, use `jnp.where`. The settings are one object, `args` of class Args,
 which is not passed to the compiled function: `partial(f, args)` fills it in as the first argument
 of f before f is compiled. So the settings are constants, and `if` works on them. In a dict that is
-an argument, only the arrays become placeholders; its names stay strings. JAX's arrays never change:
+an argument, only the arrays become placeholders; its names stay strings. Outside of compiled
+functions there are no placeholders: `jnp` computes at once, like NumPy. JAX's arrays never change:
 `x.at[i].add(1)` is a new array, with x[i] one larger; compiled, it is usually done in place.
 `jax.tree.map(f, tree)` calls f on each array in a named tuple or dict. `jax.grad(f)` is a function:
 it computes the gradient of f with respect to its first argument, and if that is a dict, the
@@ -127,7 +128,7 @@ MOVES = ((0, -1), (0, 1), (-1, 0), (1, 0))  # left, right, up, down: change of r
 TURNS = [[0, 2, 3], [1, 2, 3], [2, 0, 1], [3, 0, 1]]
 
 
-class Maze(NamedTuple):
+class Maze(NamedTuple):  # NumPy's arrays; train makes JAX's arrays of them
     start: int
     free: np.ndarray  # the numbers of the cells S and F, counted row by row from 0
     neighbor: np.ndarray  # (C, A, 3) the cell that a move reaches: straight on, or to either side
@@ -164,7 +165,7 @@ def step(args, maze, state, action, noise):
     For one cell, or for many: evaluate calls it with arrays (B,).
     """
     side = jnp.where(noise < args.slip_prob / 2, 1, 2)
-    turn = jnp.where(noise < args.slip_prob, side, 0)
+    turn = jnp.where(noise < args.slip_prob, side, 0)  # 0 is straight on, 1 and 2 are the sides
     cell = maze.neighbor[state.cell, action, turn]
     truncated = state.time + 1 >= args.max_episode_steps
     return EnvState(cell, state.time + 1), maze.reward[cell], maze.terminal[cell], truncated
@@ -380,7 +381,7 @@ def evaluate(args, params):
     while running.any():
         action = q_values(params, state.cell).argmax(axis=1)
         noise = rng.random(n, np.float32)
-        outputs = step(args, maze, state, action, noise)
+        outputs = step(args, maze, state, action, noise)  # not compiled: NumPy's maze will do
         state, reward, terminated, truncated = jax.device_get(outputs)
         returns += np.where(running, reward, 0)
         running &= ~(terminated | truncated)

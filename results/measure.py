@@ -178,6 +178,11 @@ def all_rows():
     flags += " --train-frequency 10 --gradient-steps 1"
     yield Row("LunarLander, plain", LANDER, flags, 6500, 10)
     yield Row("CartPole in Gymnasium, plain", LANDER, f"{flags} --env-id CartPole-v1", 7000, 10)
+    small = flags.replace("120 84", "64 64").replace("--batch-size 128", "--batch-size 64")
+    small = small.replace("--learning-starts 10000", "--learning-starts 1000")
+    small = small.replace("--train-frequency 10", "--train-frequency 4")
+    small = small.replace("--loss squared", "--loss huber").replace("500000", "200000")
+    yield Row("LunarLander, as SB3", LANDER, small, 7000, 5)
     zoo = "--n-step 1 --tau 1 --target-network-frequency 10000 --no-anneal-lr --no-layer-norm"
     zoo += " --no-double-dqn --reward-scale 1 --gamma 0.99 --learning-rate 8.8e-4 --batch-size 32"
     zoo += " --buffer-size 1000000 --train-frequency 16 --gradient-steps 16 --hidden-sizes 256 256"

@@ -50,6 +50,9 @@ IN_README = {
 WORDS = [  # file, words, row: the words hold figures of the row
     (CARTPOLE, "mean {mean}; the worst agent's mean is {worst}", "CartPole, seeds not seen"),
     (CARTPOLE, "Of {n} agents, {solved} solve it", "CartPole, plain"),
+    (CARTPOLE, "half the steps {solved} do", "CartPole, knob, --total-timesteps 100000"),
+    (CARTPOLE, "with twice {solved}", "CartPole, knob, --total-timesteps 400000"),
+    (CARTPOLE, "with four times {solved}", "CartPole, knob, --total-timesteps 800000"),
     (LANDER, "mean {mean} ± {half} (a 95 % interval), the worst agent {worst}", "LunarLander"),
     (LANDER, "Of {n} agents, {solved} solve LunarLander: mean {mean}", "LunarLander, plain"),
     (
@@ -275,8 +278,10 @@ def elsewhere_table(found):
 def peers_tables(found):
     """The text of results/peers.md without its head, and the README's table."""
     theirs = {}
+    flags = {row.name: row.flags for row in peers.ROWS}
     for line in read(peers.FOUND):
-        theirs.setdefault(line["row"], []).append(line)
+        if line["flags"] == flags.get(line["row"]):
+            theirs.setdefault(line["row"], []).append(line)
     speeds = {}
     for line in read(peers.SPEEDS):
         speeds.setdefault(line["row"], []).append(line)
@@ -351,7 +356,8 @@ PEERS_HEAD = """# Beside other implementations
 
 Other projects and our files at the same settings, by flags of theirs and ours (results/peers.py,
 results/measure.py): CleanRL's, PureJaxRL's and jym's own for CartPole; for Stable-Baselines3 and
-SBX those that RL Baselines3 Zoo recommends for LunarLander-v2. The returns are means
+SBX one setting that both and ours can have, which is not what they recommend, and (*RL Zoo*) the
+one that RL Baselines3 Zoo recommends for LunarLander-v2. The returns are means
 of 100 greedy episodes with the final weights, ± a 95 % interval over the agents (Student's t);
 *difference* is ours less theirs, with its 95 % interval and the p of Welch's test.
 *training* is the training time of theirs divided by that of ours, without compiling, and *command*
