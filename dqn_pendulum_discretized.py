@@ -93,7 +93,7 @@ do (others: 25 of 30).
     w- moves a little at every update             --tau 1 --target-network-frequency 500        10
     the learning rate falls to 0                  --no-anneal-lr                                 6
     hidden layers are normalized                  --no-layer-norm                                9
-    w chooses a' in y, w- values it: Double DQN   --no-double-dqn                               10
+    w chooses a' in y, w- values it: Double DQN   --no-double-dqn                     not measured
     learning starts at once                       --learning-starts 10000                       10
     updates come in groups, 8 after 16 steps      --train-frequency 2 --gradient-steps 1        10
 
