@@ -22,9 +22,11 @@ other too much, and takes a gradient step to reduce, on average over the batch,
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
 y is called the target. w- are the weights of a second network of the same shape, the target
-network. They follow w with a delay, because a target that depends on w itself moves with every
-update. s' is terminal if the episode ended for good, so that no reward can follow. A time limit is
-not terminal: it only cuts the episode off (truncates it), so the value of s' still counts.
+network. They follow w with a delay: if y were computed from w itself, an update that raises
+Q(s, a) could raise y at once too, and errors would feed on themselves. The paper copies w to w-
+now and then; here, w- moves a small part of the way to w at every update (--tau), so it lags too.
+s' is terminal if the episode ended for good, so that no reward can follow. A time limit is not
+terminal: it only cuts the episode off (truncates it), so the value of s' still counts.
 
 By default, y sums n rewards before it adds Q (`extend`); with --n-step 1 it is as above.
 Q(s', a'; w-) is an estimate with errors, and the maximum prefers errors upward, so y is too high on
@@ -505,7 +507,8 @@ def train(args):
     most = max(1, joint_steps // 500)
     chunks = min(range((most + 1) // 2, most + 1), key=lambda n: joint_steps % n)
     chunk_steps = joint_steps // chunks
-    # Donated: a call may write the new agents over the memory of those it got. Nothing is copied.
+    # Donated: a call may write the new agents over the memory of those it got, so the buffers need
+    # not be copied. The old agents can't be used afterwards.
     run_chunks = jax.jit(partial(run_agents, args, steps=chunk_steps), donate_argnums=0)
     if not jax.config.jax_disable_jit:  # JAX_DISABLE_JIT=1 runs everything line by line
         run_chunks = run_chunks.lower(agents).compile()  # now, not at the first call: to time it
@@ -515,9 +518,9 @@ def train(args):
     try:
         for chunk in range(1, chunks + 1):
             agents, logs = run_chunks(agents)
-            # run_chunks returns before its work is done, and `device_get` waits for it. It copies
-            # the weights, because if Ctrl-C interrupts the next call, these agents are gone: they
-            # were donated.
+            # run_chunks returns before its work is done. `device_get` waits for it, and copies the
+            # weights and logs. If Ctrl-C interrupts the next call, which takes these agents'
+            # memory, this copy of the weights is all that is left.
             params, logs = jax.device_get((agents.learner.params, logs))
             episodes.append(ended_episodes(args, logs, env_steps))
             env_steps = chunk * chunk_steps * args.num_envs

@@ -30,9 +30,11 @@ and h(x) = x^2 / 2 if |x| < 1, else |x| - 1/2 (Huber 1964). The slope of h is x,
 between -1 and 1, which is the error clipping of Mnih et al.
 
 y is called the target. w- are the weights of a second network of the same shape, the target
-network. They follow w with a delay, because a target that depends on w itself moves with every
-update. s' is terminal if the episode ended for good, so that no reward can follow. A time limit is
-not terminal: it only cuts the episode off (truncates it), so the value of s' still counts.
+network. They follow w with a delay: if y were computed from w itself, an update that raises
+Q(s, a) could raise y at once too, and errors would feed on themselves. The paper copies w to w-
+now and then; here, w- moves a small part of the way to w at every update (--tau), so it lags too.
+s' is terminal if the episode ended for good, so that no reward can follow. A time limit is not
+terminal: it only cuts the episode off (truncates it), so the value of s' still counts.
 
     python dqn_lunarlander.py --env-id Acrobot-v1
     python dqn_lunarlander.py --output-dir runs/1 --eval-frequency 25000 --capture-video
@@ -47,8 +49,9 @@ seeds that were not used to choose the settings, all solve it: mean 276.1 ± 4.2
 the worst agent 252.3. Training takes 20 to 40 seconds on one core of a server; with a second
 core, the background's work is done beside the environment's.
 
-To learn DQN, read `init_params`, `q_values`, `Transition`, `extend`, `sample`, `update`, `learn`,
-`act` and `train`, in this order. What comes after `train` reports, evaluates, checks and saves.
+To learn DQN, read `init_params`, `q_values`, `Transition`, `extend`, `sample`, `Learner`, `update`,
+`learn`, `act` and `train`, in this order. What comes after `train` reports, evaluates, checks and
+saves.
 
 JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
 arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
@@ -87,8 +90,9 @@ is undone.
     rewards are multiplied by a constant          --reward-scale 1                         247.1
     updates come in groups, 10 after 32 steps     --train-frequency 4 --gradient-steps 1   279.1
 
-Huber's loss is in the paper, as error clipping. With --loss squared, these 10 agents reach 271.6.
-No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
+Rewards, of up to 100, are multiplied by 0.03, so that most errors y - Q are below 1, where h is a
+square. Huber's loss is in the paper, as error clipping. With --loss squared, these 10 agents reach
+271.6. No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
 average of its gradients' size), the paper's clipping of rewards to between -1 and 1 is left out,
 and the agent acts with weights that are one group of updates old. Plain DQN, with all departures of
 the table undone, at the settings of dqn_jax.py in CleanRL (single files of many algorithms,
@@ -443,7 +447,7 @@ def train(args, env):
     check(args)
     check_env(env)
     started = time.time()
-    env = wrap_env(env)
+    env = wrap_env(env)  # now observations are vectors of float32
     rng = np.random.default_rng(args.seed)
     sizes = *env.observation_space.shape, *args.hidden_sizes, int(env.action_space.n)
     learner = jax.jit(partial(init_learner, args, sizes))()  # compiled as a whole: faster

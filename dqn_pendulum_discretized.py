@@ -12,8 +12,9 @@ two kinds:
 - It takes the observation, and has an output for each listed action (--q-input state).
 - It takes the observation and an action, and has one output (--q-input state-action). Neighboring
   actions share what is learned, so the list can hold thousands. A maximum over thousands is slow,
-  so in training it is over --sampled-actions of them, drawn at random with replacement, which
-  lowers Q a little (Fourati et al. 2024, https://arxiv.org/abs/2405.10310).
+  so in training it is over --sampled-actions of them, drawn at random with replacement. The largest
+  of some is at most the largest of all, so this lowers Q a little (Fourati et al. 2024,
+  https://arxiv.org/abs/2405.10310).
 
 JAX is a library with NumPy's functions (`jnp`) for arrays of its own. It compiles functions of such
 arrays and computes their gradients (see *JAX in short*). The environment is ordinary Python, so the
@@ -35,9 +36,11 @@ other too much, and takes a gradient step to reduce, on average over the batch,
     (y - Q(s, a; w))^2   with   y = r + gamma max_a' Q(s', a'; w-),   or y = r if s' is terminal.
 
 y is called the target. w- are the weights of a second network of the same shape, the target
-network. They follow w with a delay, because a target that depends on w itself moves with every
-update. s' is terminal if the episode ended for good, so that no reward can follow. A time limit is
-not terminal: it only cuts the episode off (truncates it), so the value of s' still counts.
+network. They follow w with a delay: if y were computed from w itself, an update that raises
+Q(s, a) could raise y at once too, and errors would feed on themselves. The paper copies w to w-
+now and then; here, w- moves a small part of the way to w at every update (--tau), so it lags too.
+s' is terminal if the episode ended for good, so that no reward can follow. A time limit is not
+terminal: it only cuts the episode off (truncates it), so the value of s' still counts.
 
 Q(s', a'; w-) is an estimate with errors, and the maximum prefers errors upward, so y is too high on
 average. Here it matters: an action lasts 0.04 s, so the listed actions are nearly worth the same,
@@ -60,8 +63,9 @@ settings were chosen, solve InvertedPendulum-v5: mean 975.8, the worst agent 721
 of the other five end early, because the cart drifts to the end of its rail.) On Pendulum-v1, with
 the command above, 20 agents reach -145.7 on average.
 
-To learn DQN, read `init_params`, `q_values`, `sample`, `update`, `learn`, `act` and `train`, in
-this order. What comes after `train` reports, evaluates, checks and saves.
+To learn DQN, read `init_params`, `q_values`, `Transition`, `sample`, `Learner`, `update`, `learn`,
+`act` and `train`, in this order (for --q-input state-action, also `q_of_actions` and `draw_actions`
+before `update`). What comes after `train` reports, evaluates, checks and saves.
 
 JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
 arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
@@ -99,18 +103,24 @@ do (others: 25 of 30).
 
 No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
 average of its gradients' size), the paper's clipping of errors y - Q and of rewards to between -1
-and 1 is left out, and the agent acts with weights that are one group of updates old. Plain DQN,
-with all departures of the table undone, at settings like those of dqn_jax.py in CleanRL (single
-files of many algorithms, https://github.com/vwxyzjn/cleanrl), so with an update every 10 steps:
+and 1 is left out, and the agent acts with weights that are one group of updates old.
+
+Plain DQN has all departures of the table undone. It also has other settings than the defaults, like
+those of dqn_jax.py in CleanRL (single files of many algorithms,
+https://github.com/vwxyzjn/cleanrl): a lower learning rate, other sizes of network, batch and
+buffer, more exploration, and an update every 10 steps. So what it reaches does not tell what the
+departures alone are worth.
 
     python dqn_pendulum_discretized.py --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --no-double-dqn --learning-starts 10000 --train-frequency 10 \
         --gradient-steps 1 --learning-rate 2.5e-4 --batch-size 128 --hidden-sizes 120 84 \
         --buffer-size 10000 --end-e 0.05 --exploration-fraction 0.5
 
-But for what no flag undoes, this is the algorithm of the paper. Of 10 agents, 0 solve
-InvertedPendulum. (With the defaults but half the steps, 9 of 10 agents solve it; with twice the
-steps, 10 of 10. See results/knobs.md.)
+Except for what no flag undoes, this is the algorithm of the paper. Of 10 agents, 0 solve
+InvertedPendulum.
+
+With the defaults but half the steps, 9 of 10 agents solve it; with twice the steps, 10 of 10
+(results/knobs.md).
 
 Letters in shapes: B batch, G updates in a group, O observation, A listed actions.
 """
@@ -346,7 +356,9 @@ def make_optimizer(args):
 def update(args, listed, learner, batch, drawn, tau):
     """One gradient step. Returns the next Learner and the loss.
 
-    tau says how far w- moves toward w: 0 not at all, 1 all the way.
+    listed are the listed actions (A,), drawn those of them that were drawn for this update's
+    maximum (sampled_actions,), or None. tau says how far w- moves toward w: 0 not at all, 1 all the
+    way.
     """
 
     # y = r + gamma Q(s', a*; w-),   or y = r if s' is terminal: batch.discount is 0 there, and
@@ -453,14 +465,16 @@ def train(args, env):
     check(args)
     check_env(env)
     started = time.time()
-    env = wrap_env(env)
+    env = wrap_env(env)  # now observations are vectors of float32
     rng = np.random.default_rng(args.seed)
     listed = list_actions(args, env)
     (obs_size,) = env.observation_space.shape
     learner = jax.jit(partial(init_learner, args, obs_size))()  # compiled as a whole: faster
     buffer = init_buffer(args, obs_size)
-    # Compile by a first call. It learns from zeros, and its result is not used.
+    # `listed` becomes a constant of the compiled function. It has to be an array of JAX, because
+    # placeholders can't index NumPy's.
     learn_group = jax.jit(partial(learn, args, jnp.asarray(listed, np.float32)))
+    # Compile by a first call. It learns from zeros, and its result is not used.
     drawn = draw_actions(args, rng, listed)
     learn_group(learner, sample(args, rng, buffer, added=1), drawn, 0)
     acting_params = jax.tree.map(np.asarray, learner.params)
