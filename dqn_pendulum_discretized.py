@@ -48,8 +48,8 @@ and errors decide which one is the maximum. So by default w chooses a' for y, an
 (Double DQN, in `update`).
 
     python dqn_pendulum_discretized.py --q-input state-action --num-actions 1000
-    python dqn_pendulum_discretized.py --env-id Pendulum-v1 --num-actions 9 --reward-scale 0.03 \
-        --output-dir runs/1
+    python dqn_pendulum_discretized.py --env-id Pendulum-v1 --num-actions 9 --gamma 0.99 \
+        --reward-scale 0.03 --output-dir runs/1
 
 InvertedPendulum-v5 gives 4 numbers (a cart's position, the angle of a pole on it, and how fast both
 change) and takes a force on the cart, from -3 to 3. Each step pays 1, until the pole leans too far
@@ -114,7 +114,7 @@ departures alone are worth.
     python dqn_pendulum_discretized.py --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --no-double-dqn --learning-starts 10000 --train-frequency 10 \
         --gradient-steps 1 --learning-rate 2.5e-4 --batch-size 128 --hidden-sizes 120 84 \
-        --buffer-size 10000 --end-e 0.05 --exploration-fraction 0.5
+        --buffer-size 10000 --gamma 0.99 --end-e 0.05 --exploration-fraction 0.5
 
 Except for what no flag undoes, this is the algorithm of the paper. Of 10 agents, 0 solve
 InvertedPendulum.
@@ -165,7 +165,7 @@ class Args:
     learning_rate: float = 2e-3  # of Adam, at the start
     anneal_lr: bool = True  # let the learning rate fall linearly to 0
     learning_starts: int = 0  # environment steps before the first update
-    gamma: float = 0.99  # discount per step
+    gamma: float = 0.98  # discount per step
     double_dqn: bool = True  # w chooses the next action, and w- values it
     tau: float = 0.005  # how far w- moves toward w; 1 makes it equal to w
     target_network_frequency: int = 0  # environment steps between moves of w-; 0: every update
