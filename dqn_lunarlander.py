@@ -443,6 +443,12 @@ def train(args, env):
 
     Ctrl-C ends it early. Raises BadInput on bad settings or environments, and BadRun on numbers
     that are not finite. Errors of the environment's own code are not caught.
+
+    What happens at the same time, by default (w_k are the weights after k groups of updates):
+
+        steps in Python     1 to 32   33 to 64   65 to 96   97 to 128
+        which act with      w_0       w_0        w_1        w_2
+        JAX, meanwhile                group 1    group 2    group 3
     """
     check(args)
     check_env(env)

@@ -401,7 +401,8 @@ def learn(args, listed, learner, batches, drawn, env_steps):
     """A group of updates. Returns the Learner and the last loss.
 
     `train` compiles `partial(learn, args, listed)`, which is learn with these arguments filled in,
-    so that they are constants. The others are arguments of the compiled function, env_steps too.
+    so that they are constants; listed is an array of JAX, because placeholders can't index NumPy's.
+    The others are arguments of the compiled function, env_steps too.
     """
     tau = jnp.full(args.gradient_steps, args.tau)  # one for each update
     if args.target_network_frequency:
@@ -461,6 +462,12 @@ def train(args, env):
 
     Ctrl-C ends it early. Raises BadInput on bad settings or environments, and BadRun on numbers
     that are not finite. Errors of the environment's own code are not caught.
+
+    What happens at the same time, by default (w_k are the weights after k groups of updates):
+
+        steps in Python     1 to 16   17 to 32   33 to 48   49 to 64
+        which act with      w_0       w_0        w_1        w_2
+        JAX, meanwhile                group 1    group 2    group 3
     """
     check(args)
     check_env(env)
@@ -471,8 +478,6 @@ def train(args, env):
     (obs_size,) = env.observation_space.shape
     learner = jax.jit(partial(init_learner, args, obs_size))()  # compiled as a whole: faster
     buffer = init_buffer(args, obs_size)
-    # `listed` becomes a constant of the compiled function. It has to be an array of JAX, because
-    # placeholders can't index NumPy's.
     learn_group = jax.jit(partial(learn, args, jnp.asarray(listed, np.float32)))
     # Compile by a first call. It learns from zeros, and its result is not used.
     drawn = draw_actions(args, rng, listed)
