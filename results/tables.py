@@ -307,9 +307,9 @@ def peers_tables(found):
             count = f"{a['n']}, {b['n']}"
             cells[1:3] = f"{a['mean']} ± {a['half']}", f"{b['mean']} ± {b['half']}"
             cells[3] = difference(theirs[row.name], found[row.ours])
-        if row.name in speeds:
-            cells[4] = ratios(speeds[row.name], "train")
-            cells[5] = ratios(speeds[row.name], "command")
+        if row.name in speeds:  # the newest pairs
+            cells[4] = ratios(speeds[row.name][-peers.PAIRS :], "train")
+            cells[5] = ratios(speeds[row.name][-peers.PAIRS :], "command")
         timed = f"{row.timed_steps:,}"
         long += row_of(cells[0], f"{row.steps:,}", count, *cells[1:], timed, row.not_equal)
         if row.name in speeds or cells[3]:
@@ -325,7 +325,7 @@ def own_table(found):
     text = row_of("own settings", *head, "training", "command") + "| --- " * 7 + "|\n"
     for own in peers.OWN:
         name = f"{own.theirs}, own settings"
-        pairs = [line for line in read(peers.SPEEDS) if line["row"] == name]
+        pairs = [line for line in read(peers.SPEEDS) if line["row"] == name][-peers.PAIRS :]
         theirs = [line for line in read(peers.FOUND) if line["row"] == own.theirs]
         if not pairs or not theirs or own.ours not in found:
             text += row_of(own.theirs, "not measured", *[""] * 5)
