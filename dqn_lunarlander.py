@@ -665,7 +665,10 @@ def warn(args, env):
 
 
 def load_model(path, env=None):
-    """The params of a saved model.npz, which must fit env, if given."""
+    """The params of a saved model.npz, which must fit env, if given.
+
+    `run` gives env; a program that imports this file need not.
+    """
     try:
         params = dict(np.load(path, allow_pickle=False))
         script = params.pop("script")

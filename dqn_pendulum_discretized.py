@@ -661,7 +661,10 @@ def warn(args, env):
 
 
 def load_model(path, args=None, env=None):
-    """The params of a saved model.npz, which must fit args and env, if given."""
+    """The params of a saved model.npz, which must fit args and env, if given.
+
+    `run` gives both; a program that imports this file need not.
+    """
     try:
         params = dict(np.load(path, allow_pickle=False))
         script = params.pop("script")

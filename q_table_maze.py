@@ -41,7 +41,7 @@ To learn Q-learning, read `Maze`, `step`, `q_values`, `update` and `act_and_lear
 The section *Command line* has nothing about learning.
 
 What this file does beyond the update, so that the table finds the best policy by default:
-- After the first, episodes start in random cells (S or F), so that all are visited (like the
+- The first episode starts at S, all others in random cells (S or F), so that all are visited (like the
   exploring starts of Sutton and Barto 2018, chapter 5).
 - A run is cut into chunks of steps. The result is the average of the values after each chunk in the
   second half of the run (Polyak and Juditsky 1992). The last values alone still move with each
@@ -54,10 +54,10 @@ arguments, which have shapes but no values, and records the operations ("tracing
 run what was recorded; a call with other shapes records anew. A compiled function returns at once,
 with arrays that are still being computed; `jax.device_get` waits for them and gives NumPy's arrays.
 Every argument becomes a placeholder, plain numbers too. `if` on a placeholder is an error: where
-the values of arrays decide, use `jnp.where`. The settings are one object, `args` of class Args,
-which is not passed to the compiled function: `partial(f, args)` fills it in as the first argument
-of f before f is compiled. So the settings are constants, and `if` works on them. In a dict that is
-an argument, only the arrays become placeholders; its names stay strings. Outside of compiled
+the values of arrays decide, use `jnp.where`. The settings are one object, `args` of class Args. It
+and the maze are not passed to the compiled function: `partial(f, args, maze)` fills them in as the
+first arguments of f before f is compiled. So they are constants, and `if` works on settings. In a
+dict that is an argument, only the arrays become placeholders; its names stay strings. Outside of compiled
 functions there are no placeholders: `jnp` computes at once, like NumPy. JAX's arrays never change:
 `x.at[i].add(1)` is a new array, with x[i] one larger; compiled, it is usually done in place.
 `jax.tree.map(f, tree)` calls f on each array in a named tuple or dict. `jax.grad(f)` is a function:
@@ -297,7 +297,8 @@ def train(args):
     rng = np.random.default_rng(args.seed)
     noise = rng.random((chunk, 4), np.float32)
     agent = init_agent(args, maze)
-    world = jax.tree.map(jnp.asarray, maze)  # NumPy's arrays don't take placeholders as indices
+    # In `step`, placeholders index the maze's arrays. JAX's arrays allow that, NumPy's don't.
+    world = jax.tree.map(jnp.asarray, maze)
     # `partial` fills in the first arguments, as constants. Donated: the new agent overwrites the
     # old one in memory.
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
@@ -425,7 +426,10 @@ def check(args):
 
 
 def load_model(path, args=None):
-    """The params of a saved model.npz, which must fit the board of args, if given."""
+    """The params of a saved model.npz, which must fit the board of args, if given.
+
+    `run` gives args; a program that imports this file need not.
+    """
     try:
         params = dict(np.load(path, allow_pickle=False))
         script = params.pop("script")
