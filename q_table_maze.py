@@ -41,8 +41,8 @@ To learn Q-learning, read `Maze`, `step`, `q_values`, `update` and `act_and_lear
 The section *Command line* has nothing about learning.
 
 What this file does beyond the update, so that the table finds the best policy by default:
-- The first episode starts at S, all others in random cells (S or F), so that all are visited (like the
-  exploring starts of Sutton and Barto 2018, chapter 5).
+- The first episode starts at S, all others in random cells (S or F), so that all are visited (like
+  the exploring starts of Sutton and Barto 2018, chapter 5).
 - A run is cut into chunks of steps. The result is the average of the values after each chunk in the
   second half of the run (Polyak and Juditsky 1992). The last values alone still move with each
   random slip. The agent acts with its newest values, not with the average.
@@ -57,12 +57,12 @@ Every argument becomes a placeholder, plain numbers too. `if` on a placeholder i
 the values of arrays decide, use `jnp.where`. The settings are one object, `args` of class Args. It
 and the maze are not passed to the compiled function: `partial(f, args, maze)` fills them in as the
 first arguments of f before f is compiled. So they are constants, and `if` works on settings. In a
-dict that is an argument, only the arrays become placeholders; its names stay strings. Outside of compiled
-functions there are no placeholders: `jnp` computes at once, like NumPy. JAX's arrays never change:
-`x.at[i].add(1)` is a new array, with x[i] one larger; compiled, it is usually done in place.
-`jax.tree.map(f, tree)` calls f on each array in a named tuple or dict. `jax.grad(f)` is a function:
-it computes the gradient of f with respect to its first argument, and if that is a dict, the
-gradient is a dict too.
+dict that is an argument, only the arrays become placeholders; its names stay strings. Outside of
+compiled functions there are no placeholders: `jnp` computes at once, like NumPy. JAX's arrays never
+change: `x.at[i].add(1)` is a new array, with x[i] one larger; compiled, it is usually done in
+place. `jax.tree.map(f, tree)` calls f on each array in a named tuple or dict. `jax.grad(f)` is a
+function: it computes the gradient of f with respect to its first argument, and if that is a dict,
+the gradient is a dict too.
 
 Letters in shapes: C cells of the board, A actions, B several cells at once.
 """
@@ -297,8 +297,7 @@ def train(args):
     rng = np.random.default_rng(args.seed)
     noise = rng.random((chunk, 4), np.float32)
     agent = init_agent(args, maze)
-    # In `step`, placeholders index the maze's arrays. JAX's arrays allow that, NumPy's don't.
-    world = jax.tree.map(jnp.asarray, maze)
+    world = jax.tree.map(jnp.asarray, maze)  # in `step`, placeholders can't index NumPy's arrays
     # `partial` fills in the first arguments, as constants. Donated: the new agent overwrites the
     # old one in memory.
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
