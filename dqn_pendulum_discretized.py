@@ -242,8 +242,9 @@ def init_params(key, sizes, layer_norm):
     """
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
-    # One draw serves all layers: this function will be compiled, and each draw adds 0.5 s to that.
-    # Each layer uses the first part of its row.
+    # One draw serves all layers: `init_learner`, which calls this function, is compiled, and each draw
+    # adds 0.5 s to that. Each layer uses the first part of its row. (sizes and layer_norm come from
+    # the settings, so they are no placeholders.)
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -407,8 +408,9 @@ def learn(args, listed, learner, batches, drawn, env_steps):
     tau = jnp.full(args.gradient_steps, args.tau)  # one for each update
     if args.target_network_frequency:
         # w- stays unless there was a multiple of the frequency in the last train_frequency steps.
-        # With 500 and 32: the group at step 512 follows steps 481 to 512, and 500 is among them,
-        # because 512 % 500 = 12 < 32. So w- moves at the first update of this group.
+        # With a frequency of 500, say, and groups every 16 steps: the group at step 512 follows
+        # steps 497 to 512, and 500 is among them, because 512 % 500 = 12 < 16. So w- moves at the
+        # first update of this group.
         due = env_steps % args.target_network_frequency < args.train_frequency
         first = jnp.arange(args.gradient_steps) == 0
         tau = jnp.where(due & first, args.tau, 0)
@@ -636,7 +638,8 @@ def refuse(error, what):
     is shown. Gymnasium raises an error of its own for a failed import, so the original error, its
     __cause__, is looked at too. Never returns.
     """
-    # Gymnasium calls functools and, to find an environment, importlib; pathlib makes output_dir.
+    # Gymnasium calls functools and, to find an environment, importlib. (pathlib is for the same
+    # function in dqn_lunarlander.py.)
     known = __name__, "gymnasium", "importlib", "pathlib", "functools"
     for part in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):
