@@ -212,9 +212,9 @@ def init_params(key, sizes, layer_norm):
     """
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
-    # One draw serves all layers: `init_agent`, which calls this function, is compiled, and each draw
-    # adds 0.5 s to that. Each layer uses the first part of its row. (sizes and layer_norm come from
-    # the settings, so they are no placeholders.)
+    # One draw serves all layers: this runs in a compiled function, and each draw adds 0.5 s to its
+    # compiling. Each layer uses the first part of its row. (sizes and layer_norm come from the
+    # settings, so they are no placeholders.)
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
