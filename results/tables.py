@@ -150,16 +150,16 @@ is only a rough guide). An agent has solved its environment if its mean return r
 threshold; Pendulum-v1 has none. All settings were chosen on seeds 1 to 99. But in CartPole,
 InvertedPendulum and Pendulum-v1, agents with other defaults had been seen on the seeds of this
 table, and their failures were a reason to look for better defaults. So the README's rows of these
-three have other seeds, which nobody had seen before. InvertedPendulum's defaults were given up
-three times after such a look at fresh seeds: 29 of 30 agents had solved it (6500 to 6529), 25 of 30
-(13000 to 13029), and 27 of 30 (15000 to 15029, with gamma 0.99). Today's reached 29 of 30 on seeds
-14000 to 14029 (their lines were not kept); the README has what they reach on the next ones, 16000
-to 16029. Agents of one table are evaluated on the same starts or on starts that depend on their
-seed. Number flags are those of KNOBS in measure.py; gamma is changed by its horizon, 1 / (1 -
-gamma) steps. What is undone or changed is one thing, the rest stays as it was tuned with it: so a
-row shows how sensitive the defaults are, rather than what a thing is worth. Of several lines for an
-agent in agents.csv, from different machines, the newest counts. `python results/measure.py`
-measures, `python results/tables.py` writes this file.
+three have other seeds, which nobody had seen before. Earlier choices of InvertedPendulum's defaults
+had been given up after 29 and 28 of 30 such agents had solved it (6500 to 6529), 25 of 30 (13000 to
+13029), and 27 of 30 (15000 to 15029, with gamma 0.99). Today's reached 29 of 30 on seeds 14000 to
+14029 (their lines were not kept); the README has what they reach on the next ones, 16000 to 16029.
+Agents of one table are evaluated on the same starts or on starts that depend on their seed. Number
+flags are those of KNOBS in measure.py; gamma is changed by its horizon, 1 / (1 - gamma) steps. What
+is undone or changed is one thing, the rest stays as it was tuned with it: so a row shows how
+sensitive the defaults are, rather than what a thing is worth. Of several lines for an agent in
+agents.csv, from different machines, the newest counts. `python results/measure.py` measures,
+`python results/tables.py` writes this file.
 """
     for short, title in ENVIRONMENTS.items():
         defaults = found.get(f"{short}, defaults")
