@@ -180,6 +180,10 @@ OWN = [
 ]
 
 
+def seeds_of(row):
+    return range(FIRST_SEED, FIRST_SEED + row.runs * row.stride, row.stride)
+
+
 # ---------- Theirs
 def run_theirs(row, seed, core):
     """Run an adapter. Returns its summary, and the folder of its files."""
@@ -305,7 +309,7 @@ def main(only: tuple[str, ...] = (), speed: bool = False) -> None:
                 if own.theirs == row.name:
                     time_pairs(f"{row.name}, own settings", row, own.ours, None, core)
             continue
-        for seed in range(FIRST_SEED, FIRST_SEED + row.runs * row.stride, row.stride):
+        for seed in seeds_of(row):
             if (row.name, row.flags, seed) not in known:
                 note(row, seed, *run_theirs(row, seed, core))
                 print(row.name, seed, flush=True)

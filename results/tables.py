@@ -286,11 +286,7 @@ def elsewhere_table(found):
 # ---------- Tables of peers
 def peers_tables(found):
     """The text of results/peers.md without its head, and the README's table."""
-    theirs = {}
-    flags = {row.name: row.flags for row in peers.ROWS}
-    for line in read(peers.FOUND):
-        if line["flags"] == flags.get(line["row"]):
-            theirs.setdefault(line["row"], []).append(line)
+    theirs = peers_agents()
     speeds = {}
     for line in read(peers.SPEEDS):
         speeds.setdefault(line["row"], []).append(line)
@@ -319,6 +315,17 @@ def peers_tables(found):
     return long, short
 
 
+def peers_agents():
+    """The agents of each row of peers.ROWS: name to list of lines."""
+    found = {}
+    for row in peers.ROWS:
+        wanted = {(row.name, row.flags, str(seed)) for seed in peers.seeds_of(row)}
+        same = [x for x in read(peers.FOUND) if (x["row"], x["flags"], x["seed"]) in wanted]
+        if same:
+            found[row.name] = same
+    return found
+
+
 def own_table(found):
     """Peers at their own settings beside our defaults: the README's table and peers.md's."""
     head = "theirs: steps, updates, seconds", "return", "ours: steps, updates, seconds", "return"
@@ -326,7 +333,7 @@ def own_table(found):
     for own in peers.OWN:
         name = f"{own.theirs}, own settings"
         pairs = [line for line in read(peers.SPEEDS) if line["row"] == name][-peers.PAIRS :]
-        theirs = [line for line in read(peers.FOUND) if line["row"] == own.theirs]
+        theirs = peers_agents().get(own.theirs)
         if not pairs or not theirs or own.ours not in found:
             text += row_of(own.theirs, "not measured", *[""] * 5)
             continue
