@@ -335,7 +335,6 @@ def own_table(found):
         pairs = [line for line in read(peers.SPEEDS) if line["row"] == name][-peers.PAIRS :]
         theirs = peers_agents().get(own.theirs)
         if not pairs or not theirs or own.ours not in found:
-            text += row_of(own.theirs, "not measured", *[""] * 5)
             continue
         cells = []
         kinds = ("theirs", theirs, own.updates), ("ours", found[own.ours], own.our_updates)
