@@ -488,7 +488,8 @@ def run_agents(args, agents, steps):
     """run_chunk for all agents: each array has a first axis K."""
     if args.num_seeds > 1:
         return jax.vmap(partial(run_chunk, args, steps=steps))(agents)
-    # One agent needs no vmap. Without it, the compiler lays out matrices better: 4 to 12 % faster.
+    # One agent needs no vmap. Without it, the compiler lays out matrices better: that saves 4 % of
+    # the time at PureJaxRL's settings, 12 % at jym's, and nothing at the defaults.
     result = run_chunk(args, jax.tree.map(lambda x: x[0], agents), steps)
     return jax.tree.map(lambda x: x[None], result)
 

@@ -356,9 +356,6 @@ def update(args, learner, batch, tau):
 
     tau says how far w- moves toward w: 0 not at all, 1 all the way.
     """
-    # y = r + gamma Q(s', a*; w-),   or y = r if s' is terminal.
-    # batch.discount is gamma, and 0 if s' is terminal. With n steps, `extend` has made batch.reward
-    # the sum of n rewards and batch.discount gamma^n.
     # DQN: a* = argmax_a' Q(s', a'; w-), so that y = r + gamma max_a' Q(s', a'; w-). But the
     # maximum of noisy values is too high on average. Double DQN (van Hasselt et al. 2016):
     # a* = argmax_a' Q(s', a'; w). An action that w overrates is less often overrated by w- too.
@@ -366,6 +363,9 @@ def update(args, learner, batch, tau):
     best = jnp.argmax(q_values(chooser, batch.next_obs), axis=1)
     rows = jnp.arange(args.batch_size)
     next_q = q_values(learner.target_params, batch.next_obs)[rows, best]
+    # y = r + gamma Q(s', a*; w-),   or y = r if s' is terminal.
+    # batch.discount is gamma, and 0 if s' is terminal. With n steps, `extend` has made batch.reward
+    # the sum of n rewards and batch.discount gamma^n.
     target = batch.reward + batch.discount * next_q
 
     # value_and_grad differentiates loss_fn with respect to its argument. target was computed
@@ -395,8 +395,9 @@ def learn(args, learner, batches, env_steps):
     tau = jnp.full(args.gradient_steps, args.tau)  # one for each update
     if args.target_network_frequency:
         # w- stays unless there was a multiple of the frequency in the last train_frequency steps.
-        # With 500 and 32: the group at step 512 follows steps 481 to 512, and 500 is among them,
-        # because 512 % 500 = 12 < 32. So w- moves at the first update of this group.
+        # With a frequency of 500, say, and groups every 32 steps: the group at step 512 follows
+        # steps 481 to 512, and 500 is among them, because 512 % 500 = 12 < 32. So w- moves at the
+        # first update of this group.
         due = env_steps % args.target_network_frequency < args.train_frequency
         first = jnp.arange(args.gradient_steps) == 0
         tau = jnp.where(due & first, args.tau, 0)

@@ -44,8 +44,9 @@ terminal: it only cuts the episode off (truncates it), so the value of s' still 
 
 Q(s', a'; w-) is an estimate with errors, and the maximum prefers errors upward, so y is too high on
 average. In Double DQN (see `update`), w chooses a' for y, and w- values it. That helps, but not
-entirely: on average, Q of an upright pole ends at 1.24 times the largest possible sum of discounted
-rewards, which is 50; without Double DQN, at 1.35 times.
+entirely: of a cart and pole at rest (four zeros), the largest Q ends at 1.24 times the largest
+possible sum of discounted rewards, 50, and without Double DQN at 1.35 times (means of the same 10
+seeds).
 
     python dqn_pendulum_discretized.py --q-input state-action --num-actions 1000
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --num-actions 9 --gamma 0.99 \
@@ -363,9 +364,8 @@ def update(args, listed, learner, batch, drawn, tau):
     way.
     """
 
-    # y = r + gamma Q(s', a*; w-),   or y = r if s' is terminal: batch.discount is 0 there, and
-    # gamma elsewhere.
-    def next_q_values(params):  # for the whole batch, of the same actions: all, or those drawn
+    # Q of the same actions for the whole batch: of all, or of those drawn.
+    def next_q_values(params):
         if args.q_input == "state":  # a setting, so `if` works
             return q_values(params, batch.next_obs)
         return q_of_actions(params, batch.next_obs, drawn)
@@ -377,6 +377,8 @@ def update(args, listed, learner, batch, drawn, tau):
     best = jnp.argmax(next_q_values(chooser), axis=1)
     rows = jnp.arange(args.batch_size)
     next_q = next_q_values(learner.target_params)[rows, best]
+    # y = r + gamma Q(s', a*; w-),   or y = r if s' is terminal: batch.discount is 0 there, and
+    # gamma elsewhere.
     target = batch.reward + batch.discount * next_q
 
     # value_and_grad differentiates loss_fn with respect to its argument. target was computed

@@ -327,7 +327,7 @@ def peers_agents():
 
 
 def own_table(found):
-    """Peers at their own settings beside our defaults: the README's table and peers.md's."""
+    """The README's table of peers at their own settings, beside our defaults."""
     head = "theirs: steps, updates, seconds", "return", "ours: steps, updates, seconds", "return"
     text = row_of("own settings", *head, "training", "command") + "| --- " * 7 + "|\n"
     for own in peers.OWN:
@@ -372,13 +372,12 @@ PEERS_HEAD = """# Beside other implementations
 Other projects and our files at the same settings, by flags of theirs and ours (results/peers.py,
 results/measure.py): CleanRL's, PureJaxRL's and jym's own for CartPole; for Stable-Baselines3 and
 SBX one setting that both and ours can have, which is not what they recommend, and (*RL Zoo*) the
-one that RL Baselines3 Zoo recommends for LunarLander-v3. The returns are means
-of 100 greedy episodes with the final weights, ± a 95 % interval over the agents (Student's t);
-*difference* is ours less theirs, with its 95 % interval and the p of Welch's test.
-*training* is the training time of theirs divided by that of ours, without compiling, and *command*
-the same from the start of the process to the end of training: the median of three pairs of runs
-that took turns on one core, and their range. Above 1, ours is faster. *unequal* names what flags
-can't make equal.
+one that RL Baselines3 Zoo recommends for LunarLander-v3. The returns are means of 100 greedy
+episodes with the final weights, ± a 95 % interval over the agents (Student's t); *difference* is
+ours less theirs, with its 95 % interval and the p of Welch's test. *training* is the training time
+of theirs divided by that of ours, without compiling, and *command* the same from the start of the
+process to the end of training: the median of three pairs of runs that took turns on one core, and
+their range. Above 1, ours is faster. *unequal* names what flags can't make equal.
 
 """
 
