@@ -126,7 +126,7 @@ class Args:
     num_seeds: int = 1  # agents to train at once, from this seed on
     total_timesteps: int = 200_000  # environment steps of each agent
     num_envs: int = 32  # environments that step together; an update follows each joint step
-    buffer_size: int = 96_000  # transitions in the replay buffer
+    buffer_size: int = 200_000  # transitions in the replay buffer
     batch_size: int = 32  # transitions in an update
     hidden_sizes: tuple[int, ...] = (64,)  # units in each hidden layer
     layer_norm: bool = True  # normalize hidden layers
