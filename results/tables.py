@@ -54,6 +54,11 @@ WORDS = [  # file, words, row: the words hold figures of the row
     (CARTPOLE, "half the steps {solved} do", "CartPole, knob, --total-timesteps 100000"),
     (CARTPOLE, "with twice {solved}", "CartPole, knob, --total-timesteps 400000"),
     (CARTPOLE, "with four times {solved}", "CartPole, knob, --total-timesteps 800000"),
+    (
+        CARTPOLE,
+        "96,000 and four times the steps, {solved} do",
+        "CartPole, knob, --buffer-size 96000 --total-timesteps 800000",
+    ),
     (LANDER, "mean {mean} ± {half} (a 95 % interval), the worst agent {worst}", "LunarLander"),
     (LANDER, "Of {n} agents, {solved} solve LunarLander: mean {mean}", "LunarLander, plain"),
     (
