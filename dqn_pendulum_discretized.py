@@ -50,7 +50,7 @@ seeds).
 
     python dqn_pendulum_discretized.py --q-input state-action --num-actions 1000
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --num-actions 9 --gamma 0.99 \
-        --reward-scale 0.03 --output-dir runs/1
+        --reward-scale 0.03 --total-timesteps 200000 --output-dir runs/1
 
 InvertedPendulum-v5 gives 4 numbers (a cart's position, the angle of a pole on it, and how fast both
 change) and takes a force on the cart, from -3 to 3. Each step pays 1, until the pole leans too far
