@@ -155,11 +155,12 @@ is only a rough guide). An agent has solved its environment if its mean return r
 threshold; Pendulum-v1 has none. All settings were chosen on seeds 1 to 99. But in CartPole and
 InvertedPendulum, agents with other defaults had been seen on the seeds of this table, and their
 failures were a reason to look for better defaults. So the README's rows of these two have other
-seeds, which nobody had seen before. In Pendulum-v1, 20 agents trained for 100,000 steps had reached
--152.4 on seeds 6500 to 6519 and -152.6 on 14000 to 14019. Earlier choices of InvertedPendulum's defaults
-had been given up after 29 and 28 of 30 such agents had solved it (6500 to 6529), 25 of 30 (13000 to
-13029), and 27 of 30 (15000 to 15029, with gamma 0.99). Today's reached 29 of 30 on seeds 14000 to
-14029 (their lines were not kept); the README has what they reach on the next ones, 16000 to 16029.
+seeds, which nobody had seen before. Earlier choices of InvertedPendulum's defaults had been given
+up after 29 and 28 of 30 such agents had solved it (6500 to 6529), 25 of 30 (13000 to 13029), and 27
+of 30 (15000 to 15029, with gamma 0.99). Today's reached 29 of 30 on seeds 14000 to 14029 (their
+lines were not kept); the README has what they reach on the next ones, 16000 to 16029. Pendulum-v1
+had 100,000 steps until two times 20 agents reached -152.4 (6500 to 6519) and -152.6 (14000 to
+14019); it has 200,000 now, and seeds that nobody had seen.
 CartPole's buffer held 96,000 transitions until 97 of 100 agents solved it with four times the steps
 (10000 to 10099). It holds 200,000 now, and the README's seeds had not been seen before that.
 Agents of one table are evaluated on the same starts or on starts that depend on their seed. Number
@@ -235,7 +236,8 @@ def knobs_table(found):
     for short, title in ENVIRONMENTS.items():
         worst = least(found, short)
         row = next(row for row in all_rows() if row.name == f"{short}, defaults")
-        args = __import__(row.script.removesuffix(".py")).Args()
+        module = __import__(row.script.removesuffix(".py"))
+        args = tyro.cli(module.Args, args=row.flags.split())
         names = ["defaults", f"knob, --total-timesteps {args.total_timesteps // 2}"]
         names += [f"knob, --total-timesteps {args.total_timesteps * 2}", "plain"]
         cells = []
