@@ -37,15 +37,16 @@ average. This file does nothing about that; dqn_lunarlander.py has Double DQN, w
 
 CartPole-v1 is a cart with a pole on it. Pushed to the left or to the right at every step, the cart
 has to keep the pole upright. Each step pays 1. The episode ends when the pole leans by more than 12
-degrees, when the cart is 2.4 m off, or after 500 steps, the time limit. A return is the sum of the
-rewards in an episode. An agent has solved CartPole if its mean return in 100 episodes without
-random actions is at least 475 (Gymnasium's threshold). Of 1,000 agents, trained with seeds that
-were not used to choose the settings, all solve it: mean 499.9; the worst agent's mean is 483.5. (On
-other seeds, 999 of 1,000 do.) Training an agent takes 0.15 to 0.3 s on one core of a server, after
-3 to 5 s of compiling.
+degrees, when the cart is 2.4 m from the center, or after 500 steps, the time limit. A return is the
+sum of the rewards in an episode. An agent has solved CartPole if its mean return in 100 episodes
+without random actions is at least 475 (Gymnasium's threshold). Of 1,000 agents, trained with seeds
+that were not used to choose the settings, all solve it: mean 499.9; the worst agent's mean is
+483.5. (Of another 1,000, on seeds that had been seen with earlier settings, 999 do.) Training an
+agent takes 0.15 to 0.3 s on one core of a server, after 3 to 5 s of compiling.
 
 To learn DQN, read `init_params`, `q_values`, `add`, `sample`, `extend`, `update` and `joint_step`,
-in this order. `train` calls `run_chunk` for all agents, in a loop; the rest sets up, prints,
+in this order. An agent acts in N environments. In a joint step, each of them makes one step; then
+comes an update. `train` calls `run_chunk` for all agents, in a loop; the rest sets up, prints,
 evaluates and saves.
 
 JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
@@ -55,16 +56,14 @@ plain numbers too. `if` on a placeholder is an error: where the values of arrays
 `jnp.where`. The settings are one object, `args` of class Args, which is not passed to the compiled
 function: `partial(f, args)` fills it in as the first argument of f before f is compiled. So the
 settings are constants, and `if` works on them. In a dict that is an argument, only the arrays
-become placeholders; its names stay strings, and `if` works on them too. JAX's arrays never change:
-`x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays are "pytrees". The
-functions of JAX take and return them: `jax.tree.map(f, tree)` calls f on each array, and
-`jax.vmap(f)` is f for arrays that have one more axis, in front. `jax.lax.scan(f, carry, xs)` is a
-compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last carry and the ys,
+become placeholders; its names stay strings, and `if` works on them too (as in `q_values`). JAX's
+arrays never change: `x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays are
+"pytrees". The functions of JAX take and return them: `jax.tree.map(f, tree)` calls f on each array,
+and `jax.vmap(f)` is f for arrays that have one more axis, in front. `jax.lax.scan(f, carry, xs)` is
+a compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last carry and the ys,
 stacked. `jax.value_and_grad(f)` is a function: it computes f and the gradient of f with respect to
 its first argument. Random functions take a key, which holds two integers. The same key always gives
 the same numbers, so each key is used once; `jax.random.split` makes new keys of one.
-
-An agent acts in N environments. In a joint step, each of them makes one step; then comes an update.
 
 Departures from Mnih et al., each with the flag that undoes it. The last column says how many of 100
 agents, trained with seeds that were not used to choose the settings, solve CartPole when only this
@@ -82,7 +81,8 @@ No flag undoes these: Adam replaces RMSProp (both divide the step of each weight
 average of its gradients' size), errors y - Q are not clipped, and observations are divided by usual
 sizes (OBS_SCALE). Plain DQN, below, undoes the first five departures of the table. It has 10
 environments instead of 1, so that an update follows every 10 steps, as in CleanRL and PureJaxRL.
-(The paper has one environment and an update every 4 steps, which no flag gives.)
+(With --num-envs 1, an update follows every step. In the paper one follows every 4 steps, which no
+flag gives.)
 
     python dqn_cartpole_jax.py --n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --learning-starts 10000 --num-envs 10 --total-timesteps 500000 \
@@ -94,10 +94,11 @@ settings that CleanRL and PureJaxRL use for CartPole. Of 20 agents, 19 solve it;
 the steps of the defaults, and far more computing.
 
 The defaults need no fine tuning: with one number of them doubled or halved (of gamma, the horizon
-1 / (1 - gamma)), or with another number of layers, at least 99 of 100 agents solve CartPole. With
-half the steps 99 do, with twice 100, with four times 100 (results/knobs.md). The replay buffer
-holds all transitions of the run. With one of 96,000 and four times the steps, 97 do: late in such a
-run it holds little but what a good policy sees, so the agent forgets what follows mistakes.
+1 / (1 - gamma), which is about how many steps ahead Q looks), or with another number of layers, at
+least 99 of 100 agents solve CartPole. With half the steps 99 do, with twice 100, with four times
+100 (results/knobs.md). At any length of the run, the replay buffer has its default size here,
+200,000 transitions. With a smaller one, of 96,000 and four times the steps, 97 do: late in such a
+run it holds little but what a good agent sees, so what follows a mistake is forgotten.
 
 Letters in shapes: N environments, B batch, O observation, A actions, K agents, T joint steps.
 """
@@ -290,8 +291,8 @@ def add(buffer, t, new):
 def sample(args, noise, buffer, joint_steps):
     """Draw B transitions uniformly from the buffer, a Transition of arrays (rows, N, ...).
 
-    noise (2, B) is uniform in [0, 1). joint_steps is how many have been stored so far, including
-    those that were overwritten.
+    noise (2, B) is uniform in [0, 1), drawn in advance (`run_chunk` says why). joint_steps is how
+    many have been stored so far, including those that were overwritten.
     """
     rows = len(buffer.reward)
     age = (noise[0] * jnp.minimum(joint_steps, rows)).astype(int)  # 0 is the newest
@@ -385,8 +386,8 @@ def init_agent(args, key):
     learner = Learner(params, params, make_optimizer(args).init(params))
     N = args.num_envs
     # `ended` is True below, so the first joint step resets all environments, and until then zeros
-    # will do. eval_shape finds the shapes of what reset returns, without running it: no number is
-    # drawn with these keys, so `key` still counts as unused.
+    # will do. Their shapes are those of what `reset` returns; eval_shape finds them without running
+    # it. So no number is drawn with these keys, and `key` still counts as unused.
     shapes = jax.eval_shape(jax.vmap(reset), jax.random.split(key, N))
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     rows = args.buffer_size // N
@@ -404,8 +405,8 @@ class Draws(NamedTuple):  # the randomness of a joint step, drawn in advance (`r
     key_data: Array
 
 
-# To step through it in a debugger, run this in Python, with this file imported. Without `jit`,
-# arrays have values, except inside the functions that vmap and value_and_grad call:
+# To step through joint_step in a debugger, run this in Python, with this file imported. Without
+# `jit`, arrays have values, except inside the functions that vmap and value_and_grad call:
 #     args = Args(num_envs=2)
 #     agent = init_agent(args, jax.random.key(1))
 #     _, draws = draw(args, jax.random.key(2), 10)
@@ -492,7 +493,8 @@ def run_agents(args, agents, steps):
     if args.num_seeds > 1:
         return jax.vmap(partial(run_chunk, args, steps=steps))(agents)
     # One agent needs no vmap. Without it, the compiler lays out matrices better: that saves 4 % of
-    # the time at PureJaxRL's settings, 12 % at jym's, and nothing at the defaults.
+    # the time at PureJaxRL's settings, 12 % at those of jym (another project, results/peers.md), and
+    # nothing at the defaults.
     result = run_chunk(args, jax.tree.map(lambda x: x[0], agents), steps)
     return jax.tree.map(lambda x: x[None], result)
 
@@ -508,7 +510,8 @@ def train(args):
     agents = init_agents(args)
     joint_steps = args.total_timesteps // args.num_envs
     # Python prints between chunks of about 500 to 1,000 joint steps. With n equal chunks,
-    # joint_steps % n steps are left out: take the n that leaves out the fewest, mostly none.
+    # joint_steps % n steps are left out: take the n that leaves out the fewest, mostly none. (By
+    # default, 6,250 joint steps make 10 chunks of 625.)
     most = max(1, joint_steps // 500)
     chunks = min(range((most + 1) // 2, most + 1), key=lambda n: joint_steps % n)
     chunk_steps = joint_steps // chunks
@@ -549,7 +552,8 @@ def init_agents(args):
     # A device is what runs compiled code: a GPU, or a core of the CPU (see `run`). Take as many as
     # can share the agents equally. Mesh lays them in a row, which is named "devices" here, and
     # P("devices") means: cut the first axis of each array into equal parts, one for each of them.
-    # Compiled functions run where their arguments are, so training runs on all of them too.
+    # Compiled functions run where their arguments are, so training runs on all of them too. (One
+    # agent means one device.)
     devices = max(n for n in range(1, jax.device_count() + 1) if args.num_seeds % n == 0)
     mesh = jax.sharding.Mesh(jax.devices()[:devices], "devices")
     sharding = jax.NamedSharding(mesh, jax.P("devices"))

@@ -60,14 +60,15 @@ plain numbers too. `if` on a placeholder is an error: where the values of arrays
 `jnp.where`. The settings are one object, `args` of class Args, which is not passed to the compiled
 function: `partial(f, args)` fills it in as the first argument of f before f is compiled. So the
 settings are constants, and `if` works on them. In a dict that is an argument, only the arrays
-become placeholders; its names stay strings, and `if` works on them too. JAX's arrays never change,
-unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees". The functions of JAX take and
-return them: `jax.tree.map(f, tree)` calls f on each array. `jax.lax.scan(f, carry, xs)` is a
-compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last carry and the ys,
-stacked. `jax.value_and_grad(f)` is a function: it computes f and the gradient of f with respect to
-its first argument. A compiled function also takes NumPy's arrays, and converts them. What it
-returns are arrays of JAX: `np.asarray` converts one back, `jax.device_get` a whole pytree, and both
-wait until it is computed. Random functions take a key; the same key gives the same numbers.
+become placeholders; its names stay strings, and `if` works on them too (as in `q_values`). JAX's
+arrays never change, unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees". The
+functions of JAX take and return them: `jax.tree.map(f, tree)` calls f on each array.
+`jax.lax.scan(f, carry, xs)` is a compiled loop: for each x of xs, `carry, y = f(carry, x)`; it
+returns the last carry and the ys, stacked. `jax.value_and_grad(f)` is a function: it computes f and
+the gradient of f with respect to its first argument. A compiled function also takes NumPy's arrays,
+and converts them. What it returns are arrays of JAX: `np.asarray` converts one back,
+`jax.device_get` a whole pytree, and both wait until it is computed. Random functions take a key;
+the same key gives the same numbers.
 
 Gymnasium in short. `env.reset()` returns an observation and a dict of extras ("info").
 `env.step(action)` returns the next observation, the reward, whether the episode terminated, whether
@@ -108,8 +109,8 @@ Except for the squared errors and what no flag undoes, this is the algorithm of 
 agents, 7 solve LunarLander: mean 210.9.
 
 The defaults need no fine tuning: with one number of them doubled or halved (of gamma, the horizon
-1 / (1 - gamma)), or with another number of layers, all 6 agents solve LunarLander. With half and
-with twice the steps, all 6 do too (results/knobs.md).
+1 / (1 - gamma), which is about how many steps ahead Q looks), or with another number of layers, all
+6 agents solve LunarLander. With half and with twice the steps, all 6 do too (results/knobs.md).
 
 Letters in shapes: B batch, G updates in a group, O observation, A actions.
 """

@@ -75,14 +75,15 @@ plain numbers too. `if` on a placeholder is an error: where the values of arrays
 `jnp.where`. The settings are one object, `args` of class Args, which is not passed to the compiled
 function: `partial(f, args)` fills it in as the first argument of f before f is compiled. So the
 settings are constants, and `if` works on them. In a dict that is an argument, only the arrays
-become placeholders; its names stay strings, and `if` works on them too. JAX's arrays never change,
-unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees". The functions of JAX take and
-return them: `jax.tree.map(f, tree)` calls f on each array. `jax.lax.scan(f, carry, xs)` is a
-compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last carry and the ys,
-stacked. `jax.value_and_grad(f)` is a function: it computes f and the gradient of f with respect to
-its first argument. A compiled function also takes NumPy's arrays, and converts them. What it
-returns are arrays of JAX: `np.asarray` converts one back, `jax.device_get` a whole pytree, and both
-wait until it is computed. Random functions take a key; the same key gives the same numbers.
+become placeholders; its names stay strings, and `if` works on them too (as in `q_values`). JAX's
+arrays never change, unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees". The
+functions of JAX take and return them: `jax.tree.map(f, tree)` calls f on each array.
+`jax.lax.scan(f, carry, xs)` is a compiled loop: for each x of xs, `carry, y = f(carry, x)`; it
+returns the last carry and the ys, stacked. `jax.value_and_grad(f)` is a function: it computes f and
+the gradient of f with respect to its first argument. A compiled function also takes NumPy's arrays,
+and converts them. What it returns are arrays of JAX: `np.asarray` converts one back,
+`jax.device_get` a whole pytree, and both wait until it is computed. Random functions take a key;
+the same key gives the same numbers.
 
 Gymnasium in short. `env.reset()` returns an observation and a dict of extras ("info").
 `env.step(action)` returns the next observation, the reward, whether the episode terminated, whether
@@ -120,9 +121,9 @@ Except for what no flag undoes, this is the algorithm of the paper. Of 10 agents
 InvertedPendulum.
 
 The defaults need little tuning: with one number of them doubled or halved (of gamma, the horizon
-1 / (1 - gamma)), or with another number of layers, at least 8 of 10 agents solve InvertedPendulum:
-8 if rewards are doubled, 9 or 10 otherwise. With half the steps, 10 of 10 agents solve it; with
-twice the steps, 10 of 10 (results/knobs.md).
+1 / (1 - gamma), which is about how many steps ahead Q looks), or with another number of layers, at
+least 8 of 10 agents solve InvertedPendulum: 8 if rewards are doubled, 9 or 10 otherwise. With half
+the steps, 10 of 10 agents solve it; with twice the steps, 10 of 10 (results/knobs.md).
 
 Letters in shapes: B batch, G updates in a group, O observation, A listed actions.
 """

@@ -49,7 +49,7 @@ IN_README = {
 }
 WORDS = [  # file, words, row: the words hold figures of the row
     (CARTPOLE, "mean {mean}; the worst agent's mean is {worst}", "CartPole, seeds not seen"),
-    (CARTPOLE, "(On other seeds, {solved} of {n} do.)", "CartPole, defaults"),
+    (CARTPOLE, "with earlier settings, {solved} do.)", "CartPole, defaults"),
     (CARTPOLE, "Of {n} agents, {solved} solve it", "CartPole, plain"),
     ("README.md", "is solved by {share};", "CartPole, knob, --total-timesteps 800000"),
     (CARTPOLE, "half the steps {solved} do", "CartPole, knob, --total-timesteps 100000"),
