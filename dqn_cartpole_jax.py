@@ -493,8 +493,8 @@ def run_agents(args, agents, steps):
     if args.num_seeds > 1:
         return jax.vmap(partial(run_chunk, args, steps=steps))(agents)
     # One agent needs no vmap. Without it, the compiler lays out matrices better: that saves 4 % of
-    # the time at PureJaxRL's settings, 12 % at those of jym (another project, results/peers.md), and
-    # nothing at the defaults.
+    # the time at PureJaxRL's settings, 12 % at those of jym (one more project: results/peers.md),
+    # and nothing at the defaults.
     result = run_chunk(args, jax.tree.map(lambda x: x[0], agents), steps)
     return jax.tree.map(lambda x: x[None], result)
 
