@@ -166,17 +166,22 @@ class Own:
     """A peer at its own settings, beside ours at its defaults."""
 
     theirs: str  # of ROWS
-    updates: int
+    learning: str  # their updates and batches
     ours: str  # of measure.py
-    our_updates: int
+    our_learning: str
 
 
 OWN = [
-    Own("CleanRL, CartPole", 49_000, "CartPole, seeds not seen", 6_250),
-    Own("PureJaxRL, CartPole", 49_000, "CartPole, seeds not seen", 6_250),
-    Own("jym, CartPole", 20_000, "CartPole, seeds not seen", 6_250),
-    Own("Stable-Baselines3, LunarLander, RL Zoo", 100_000, "LunarLander, defaults", 62_500),
-    Own("SBX, LunarLander, RL Zoo", 100_000, "LunarLander, defaults", 62_500),
+    Own("CleanRL, CartPole", "49,000 of 128", "CartPole, seeds not seen", "6,250 of 32"),
+    Own("PureJaxRL, CartPole", "49,000 of 128", "CartPole, seeds not seen", "6,250 of 32"),
+    Own("jym, CartPole", "20,000 of 32", "CartPole, seeds not seen", "6,250 of 32"),
+    Own(
+        "Stable-Baselines3, LunarLander, RL Zoo",
+        "100,000 of 128",
+        "LunarLander, defaults",
+        "62,500 of 64",
+    ),
+    Own("SBX, LunarLander, RL Zoo", "100,000 of 128", "LunarLander, defaults", "62,500 of 64"),
 ]
 
 

@@ -152,21 +152,24 @@ What becomes of the greedy return (100 episodes) when one thing changes: each de
 paper switched off (*switch*), each number flag doubled and halved, other numbers of layers and
 steps (*knob*). ± is a 95 % interval over the agents (Student's t; near a largest possible return it
 is only a rough guide). An agent has solved its environment if its mean return reaches Gymnasium's
-threshold; Pendulum-v1 has none. All settings were chosen on seeds 1 to 99. But in CartPole and
+threshold; Pendulum-v1 has none. Settings were compared on seeds 1 to 99. But in CartPole and
 InvertedPendulum, agents with other defaults had been seen on the seeds of this table, and their
 failures were a reason to look for better defaults. So the README's rows of these two have other
 seeds, which nobody had seen before. Earlier choices of InvertedPendulum's defaults had been given
 up after 29 and 28 of 30 such agents had solved it (6500 to 6529), 25 of 30 (13000 to 13029), and 27
-of 30 (15000 to 15029, with gamma 0.99). Today's reached 29 of 30 on seeds 14000 to 14029 (their
-lines were not kept); the README has what they reach on the next ones, 16000 to 16029. Pendulum-v1
-had 100,000 steps until two times 20 agents reached -152.4 (6500 to 6519) and -152.6 (14000 to
-14019); it has 200,000 now, and seeds that nobody had seen.
+of 30 (15000 to 15029, with gamma 0.99). Today's have been run on three sets of seeds: those of this
+table, 14000 to 14029 and 16000 to 16029. Pendulum-v1 had 100,000 steps until two times 20 agents
+reached -152.4 (6500 to 6519) and -152.6 (14000 to 14019; still older settings had reached -145.7 on
+13000 to 13019). It has 200,000 now: on the tuning seeds 1 to 10, -147.4 instead of -152.3. Its
+returns depend on the starts, which depend on the seeds: means of 20 agents differ by several points
+from one set of seeds to another.
 CartPole's buffer held 96,000 transitions until 97 of 100 agents solved it with four times the steps
 (10000 to 10099). It holds 200,000 now, and the README's seeds had not been seen before that.
 Agents of one table are evaluated on the same starts or on starts that depend on their seed. Number
 flags are those of KNOBS in measure.py; gamma is changed by its horizon, 1 / (1 - gamma) steps. What
 is undone or changed is one thing, the rest stays as it was tuned with it: so a row shows how
-sensitive the defaults are, rather than what a thing is worth. Of several lines for an agent in
+sensitive the defaults are, rather than what a thing is worth. A buffer that holds the whole run
+changes nothing when it is doubled. Of several lines for an agent in
 agents.csv, from different machines, the newest counts. `python results/measure.py` measures,
 `python results/tables.py` writes this file.
 """
@@ -231,8 +234,8 @@ def least(found, short):
 
 def knobs_table(found):
     """The README's table of knobs: one row for each environment."""
-    text = row_of("solved by", "defaults", KNOBS_HEAD, "half the steps", "twice", "plain DQN")
-    text += "| --- " * 6 + "|\n"
+    head = "defaults", KNOBS_HEAD, "half the steps", "twice", SWITCH_HEAD, "plain DQN"
+    text = row_of("solved by", *head) + "| --- " * 7 + "|\n"
     for short, title in ENVIRONMENTS.items():
         worst = least(found, short)
         row = next(row for row in all_rows() if row.name == f"{short}, defaults")
@@ -245,6 +248,7 @@ def knobs_table(found):
             lines = found.get(f"{short}, {name}")
             cells.append(share_of(figures(lines)) if lines else "")
         cells.insert(1, f"at least {share_of(worst)}" if worst else "not all measured")
+        cells.insert(-1, hardest_switch(found, short))
         text += row_of(title.partition(",")[0], *cells)
     return text
 
@@ -254,7 +258,18 @@ def share_of(x):
     return x["share"] or x["mean"]
 
 
-KNOBS_HEAD = "any number flag doubled or halved, or another number of layers"
+def hardest_switch(found, short):
+    """The departure from the paper that agents need most: what becomes of them without it."""
+    names = [row.name for row in all_rows() if row.name.startswith(f"{short}, switch, ")]
+    names = [name for name in names if name in found]
+    if not names:
+        return ""
+    name = min(names, key=lambda name: int(figures(found[name])["solved"]))
+    return f"{figures(found[name])['share']} ({name.split(', ', 2)[2]})"
+
+
+KNOBS_HEAD = "any flag of [knobs.md](results/knobs.md) doubled or halved, or 1 to 3 layers"
+SWITCH_HEAD = "the hardest single departure undone"
 TUTORIAL_ROWS = [  # environment, row at the tutorial's settings, row with our defaults
     ("maze `SFH/HFG`", "tutorial 1", "maze 2x3, slip 0"),
     ("InvertedPendulum-v5", "tutorial 2", "InvertedPendulum, 1000 actions"),
@@ -300,25 +315,22 @@ def peers_tables(found):
     speeds = {}
     for line in read(peers.SPEEDS):
         speeds.setdefault(line["row"], []).append(line)
-    head = "the same settings", "theirs", "ours", "difference", "training", "command"
-    long = row_of(head[0], "steps", "agents", *head[1:], "steps timed", "unequal")
-    long += "| --- " * 10 + "|\n"
-    short = row_of(*head) + "| --- " * 6 + "|\n"
+    head = "the same settings", "agents", "theirs", "ours", "difference", "training", "command"
+    long = row_of(*head, "steps", "steps timed", "unequal") + "| --- " * 10 + "|\n"
+    short = row_of(*head) + "| --- " * 7 + "|\n"
     for row in peers.ROWS:
-        cells = [row.name, "not measured", "", "", "", ""]
-        count = ""
+        cells = [row.name, "", "not measured", "", "", "", ""]
         if row.name in theirs and row.ours in found:
             a = figures(theirs[row.name])
             b = figures(found[row.ours])
-            count = f"{a['n']}, {b['n']}"
-            cells[1:3] = f"{a['mean']} ± {a['half']}", f"{b['mean']} ± {b['half']}"
-            cells[3] = difference(theirs[row.name], found[row.ours])
+            cells[1] = f"{a['n']}, {b['n']}"
+            cells[2:4] = f"{a['mean']} ± {a['half']}", f"{b['mean']} ± {b['half']}"
+            cells[4] = difference(theirs[row.name], found[row.ours])
         if row.name in speeds:  # the newest pairs
-            cells[4] = ratios(speeds[row.name][-peers.PAIRS :], "train")
-            cells[5] = ratios(speeds[row.name][-peers.PAIRS :], "command")
-        timed = f"{row.timed_steps:,}"
-        long += row_of(cells[0], f"{row.steps:,}", count, *cells[1:], timed, row.not_equal)
-        if row.name in speeds or cells[3]:
+            cells[5] = ratios(speeds[row.name][-peers.PAIRS :], "train")
+            cells[6] = ratios(speeds[row.name][-peers.PAIRS :], "command")
+        long += row_of(*cells, f"{row.steps:,}", f"{row.timed_steps:,}", row.not_equal)
+        if row.name in speeds or cells[4]:
             short += row_of(*cells)
     if short.count("\n") == 2:
         short = "(Nothing yet.)\n"
@@ -326,33 +338,33 @@ def peers_tables(found):
 
 
 def peers_agents():
-    """The agents of each row of peers.ROWS: name to list of lines."""
+    """The agents of each row of peers.ROWS that is complete: name to list of lines."""
     found = {}
     for row in peers.ROWS:
         wanted = {(row.name, row.flags, str(seed)) for seed in peers.seeds_of(row)}
         same = [x for x in read(peers.FOUND) if (x["row"], x["flags"], x["seed"]) in wanted]
-        if same:
+        if len(same) == row.runs:
             found[row.name] = same
     return found
 
 
 def own_table(found):
     """The README's table of peers at their own settings, beside our defaults."""
-    head = "theirs: steps, updates, seconds", "return", "ours: steps, updates, seconds", "return"
-    text = row_of("own settings", *head, "training", "command") + "| --- " * 7 + "|\n"
+    text = row_of("own settings", "theirs", "return", "ours", "return", "training", "command")
+    text += "| --- " * 7 + "|\n"
     for own in peers.OWN:
         name = f"{own.theirs}, own settings"
         pairs = [line for line in read(peers.SPEEDS) if line["row"] == name][-peers.PAIRS :]
         theirs = peers_agents().get(own.theirs)
-        if not pairs or not theirs or own.ours not in found:
+        if len(pairs) < peers.PAIRS or not theirs or own.ours not in found:
             continue
         cells = []
-        kinds = ("theirs", theirs, own.updates), ("ours", found[own.ours], own.our_updates)
-        for who, lines, updates in kinds:
+        kinds = ("theirs", theirs, own.learning), ("ours", found[own.ours], own.our_learning)
+        for who, lines, learning in kinds:
             seconds = np.median([float(line[f"{who}_train"]) for line in pairs])
             steps = int(lines[0]["env_steps"])
             x = figures(lines)
-            cells += [f"{steps:,}; {updates:,}; {seconds:.2g}", f"{x['mean']} ± {x['half']}"]
+            cells += [f"{steps:,}; {learning}; {seconds:.2g}", f"{x['mean']} ± {x['half']}"]
         text += row_of(own.theirs, *cells, ratios(pairs, "train"), ratios(pairs, "command"))
     return text
 
@@ -387,7 +399,15 @@ episodes with the final weights, ± a 95 % interval over the agents (Student's t
 ours less theirs, with its 95 % interval and the p of Welch's test. *training* is the training time
 of theirs divided by that of ours, without compiling, and *command* the same from the start of the
 process to the end of training: the median of three pairs of runs that took turns on one core, and
-their range. Above 1, ours is faster. *unequal* names what flags can't make equal.
+their range (the newest three of speeds.csv, which also has pairs of older code). Above 1, ours is
+faster. *unequal* names what flags can't make equal.
+
+A large p does not show that two programs are equal: a difference smaller than its ± can't be seen
+with so few agents. Some groups are far from normal (nine agents at 500 and one at 300), and ± may
+pass the largest possible return; it is a rough guide there. jym uses the keys of its seed, seed + 1
+and seed + 2, so agents with consecutive seeds share random numbers: its seeds here are 3 apart.
+peers.csv keeps six more of its agents, from seeds in between, which are not counted: they reach 352
+on average.
 
 """
 
