@@ -114,6 +114,7 @@ ROWS = [
         " a target network that starts from other weights, and 512 random steps in Python before"
         " its compiled run; ours has the mean of that epsilon throughout, divides observations by"
         " usual sizes, starts with wider weights, and is evaluated in its own CartPole",
+        runs=30,
         timed_steps=20_000,
         stride=3,  # it uses the keys of seed, seed + 1 and seed + 2
     ),
