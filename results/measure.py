@@ -153,8 +153,11 @@ def knob_changes(script, flags):
         yield f"--total-timesteps {int(args.total_timesteps * factor)}"
 
 
-def rows_of(name, script, flags, first, defaults, knobs, switches, agents=1):
-    """The rows of an environment. defaults, knobs, switches: how many agents each has."""
+def rows_of(name, script, flags, first, defaults, knobs, switches, agents=1, lengths=None):
+    """The rows of an environment. defaults, knobs, switches: how many agents each has.
+
+    lengths: how many the rows with other numbers of steps have, if not as many as the other knobs.
+    """
     yield Row(f"{name}, defaults", script, flags, first, defaults // agents, agents)
     module = __import__(script.removesuffix(".py"))
     for what, change in SWITCHES.items():
@@ -168,7 +171,8 @@ def rows_of(name, script, flags, first, defaults, knobs, switches, agents=1):
             yield Row(f"{name}, switch, {what}", script, both, first, switches // agents, agents)
     for change in knob_changes(script, flags):
         both = f"{flags} {change}".strip()
-        yield Row(f"{name}, knob, {change}", script, both, first, knobs // agents, agents)
+        count = lengths if lengths and "total-timesteps" in change else knobs
+        yield Row(f"{name}, knob, {change}", script, both, first, count // agents, agents)
 
 
 def all_rows():
@@ -200,7 +204,7 @@ def all_rows():
     yield Row("InvertedPendulum, plain", PENDULUM, flags, 6500, 10)
     yield from rows_of("LunarLander", LANDER, "", 6500, 20, 6, 10)
     yield from rows_of("InvertedPendulum", PENDULUM, "--eval-episodes 100", 6500, 30, 10, 10)
-    yield from rows_of("Pendulum", PENDULUM, SWING, 18000, 20, 2, 0)
+    yield from rows_of("Pendulum", PENDULUM, SWING, 18000, 20, 2, 0, lengths=20)
     # As in CartPole: agents with other defaults had been seen on InvertedPendulum's seeds above.
     yield Row("InvertedPendulum, seeds not seen", PENDULUM, "--eval-episodes 100", 16000, 30)
     yield Row("InvertedPendulum, defaults again", PENDULUM, "--eval-episodes 100", 14000, 30)
