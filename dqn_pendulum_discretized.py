@@ -60,9 +60,9 @@ top without torque. (--reward-scale 0.03 makes that -0.5 to 0.) A return is the 
 in an episode, not discounted. An agent has solved InvertedPendulum-v5 if its mean return in 100
 episodes without random actions is at least 950 (Gymnasium's threshold); Pendulum-v1 has no
 threshold. With the defaults, 30 of 30 agents, trained with seeds that nobody had seen when the
-settings were chosen, solve InvertedPendulum-v5: mean 997.5, the worst agent 965.5. (On other seeds
-29 of 30 do. When an episode ends early, the cart has drifted to the end of its rail.) On
-Pendulum-v1, with the command above, 20 agents reach -149.2 on average.
+settings were chosen, solve InvertedPendulum-v5: mean 997.5, the worst agent 965.5. (On two other
+sets of seeds, 29 of 30 do. When an episode ends early, the cart has drifted to the end of its
+rail.) On Pendulum-v1, with the command above, 20 agents reach -149.2 on average.
 
 To learn DQN, read `init_params`, `q_values`, `Transition`, `sample`, `Learner`, `update`, `learn`,
 `act` and `train`, in this order (for --q-input state-action, also `q_of_actions` and `draw_actions`

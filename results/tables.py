@@ -52,6 +52,8 @@ WORDS = [  # file, words, row: the words hold figures of the row
     (CARTPOLE, "with earlier settings, {solved} do.)", "CartPole, defaults"),
     (CARTPOLE, "Of {n} agents, {solved} solve it", "CartPole, plain"),
     ("README.md", "is solved by {share};", "CartPole, knob, --total-timesteps 800000"),
+    ("README.md", "{share} on seeds {seeds}, and", "InvertedPendulum, defaults"),
+    ("README.md", "and {share} on seeds {seeds}.", "InvertedPendulum, defaults again"),
     (CARTPOLE, "half the steps {solved} do", "CartPole, knob, --total-timesteps 100000"),
     (CARTPOLE, "with twice {solved}", "CartPole, knob, --total-timesteps 400000"),
     (CARTPOLE, "with four times {solved}", "CartPole, knob, --total-timesteps 800000"),
