@@ -366,7 +366,8 @@ def own_table(found):
             seconds = np.median([float(line[f"{who}_train"]) for line in pairs])
             steps = int(lines[0]["env_steps"])
             x = figures(lines)
-            cells += [f"{steps:,}; {learning}; {seconds:.2g}", f"{x['mean']} ± {x['half']}"]
+            seconds = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+            cells += [f"{steps:,}; {learning}; {seconds}", f"{x['mean']} ± {x['half']}"]
         text += row_of(own.theirs, *cells, ratios(pairs, "train"), ratios(pairs, "command"))
     return text
 
