@@ -66,8 +66,8 @@ its first argument. Random functions take a key, which holds two integers. The s
 the same numbers, so each key is used once; `jax.random.split` makes new keys of one.
 
 Departures from Mnih et al., each with the flag that undoes it. The last column says how many of 100
-agents, trained with seeds that were not used to choose the settings, solve CartPole when only this
-departure is undone. With none undone, all 100 do.
+agents solve CartPole when only this departure is undone. With none undone, all 100 do. (Their seeds
+are not those of tuning, but had been seen with earlier settings.)
 
     departure                                undone by                                 solved by
     targets sum n rewards                    --n-step 1                                       92
@@ -96,9 +96,9 @@ the steps of the defaults, and far more computing.
 The defaults need no fine tuning: with one number of them doubled or halved (of gamma, the horizon
 1 / (1 - gamma), which is about how many steps ahead Q looks), or with another number of layers, at
 least 99 of 100 agents solve CartPole. With half the steps 99 do, with twice 100, with four times
-100 (results/knobs.md). At any length of the run, the replay buffer has its default size here,
-200,000 transitions. With a smaller one, of 96,000 and four times the steps, 97 do: late in such a
-run it holds little but what a good agent sees, so what follows a mistake is forgotten.
+100 (results/knobs.md). The longer runs keep the default buffer of 200,000 transitions. With a
+smaller one, of 96,000 and four times the steps, 97 do, probably because late in such a run it holds
+little but what a good agent sees: what follows a mistake is forgotten.
 
 Letters in shapes: N environments, B batch, O observation, A actions, K agents, T joint steps.
 """

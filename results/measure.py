@@ -9,8 +9,9 @@ one core, as many at a time as there are cores (`taskset -c 1 python results/mea
 What came of it goes into results/agents.csv when it ends, a line for each agent, with the date,
 machine, versions and commit of this run; results/tables.py makes all tables from that file. A run
 is not repeated if a line has the same code, flags, versions and machine. The files of a run stay in
-runs/measure. The seeds of CartPole's and InvertedPendulum's defaults, knobs and switches had been
-seen with defaults that were given up; those of the other rows had not when defaults were chosen.
+runs/measure. The seeds of CartPole's and InvertedPendulum's rows had been seen with defaults that
+were given up, but for "seeds not seen" and "each in a process of its own"; those of "defaults
+again" had been seen with today's. No other row's had been seen when defaults were chosen.
 """
 
 import ast
