@@ -186,18 +186,18 @@ def all_rows():
     yield Row("CartPole, plain", CARTPOLE, f"{PLAIN} --num-envs 10", 10000, 1, 20)
     flags = f"{PLAIN} --no-double-dqn --loss squared --reward-scale 1 --gamma 0.99"
     flags += " --train-frequency 10 --gradient-steps 1"
-    yield Row("LunarLander, plain", LANDER, flags, 6500, 10)
+    yield Row("LunarLander, plain", LANDER, flags, 6500, 30)
     yield Row("CartPole in Gymnasium, plain", LANDER, f"{flags} --env-id CartPole-v1", 7000, 10)
     small = flags.replace("120 84", "64 64").replace("--batch-size 128", "--batch-size 64")
     small = small.replace("--learning-starts 10000", "--learning-starts 1000")
     small = small.replace("--train-frequency 10", "--train-frequency 4")
     small = small.replace("--loss squared", "--loss huber").replace("500000", "200000")
-    yield Row("LunarLander, as SB3", LANDER, small, 7000, 5)
+    yield Row("LunarLander, as SB3", LANDER, small, 7000, 10)
     zoo = "--n-step 1 --tau 1 --target-network-frequency 250 --no-anneal-lr --no-layer-norm"
     zoo += " --no-double-dqn --reward-scale 1 --gamma 0.99 --learning-rate 6.3e-4 --batch-size 128"
     zoo += " --buffer-size 50000 --train-frequency 4 --gradient-steps 4 --hidden-sizes 256 256"
     zoo += " --end-e 0.1 --exploration-fraction 0.12 --total-timesteps 100000"
-    yield Row("LunarLander, as RL Zoo", LANDER, zoo, 7000, 5)
+    yield Row("LunarLander, as RL Zoo", LANDER, zoo, 7000, 10)
     yield Row("CartPole, as jym", CARTPOLE, JYM, 7000, 1, 100)
     for flag in ("--n-step 1 ", " --loss squared", " --reward-scale 1"):
         flags = flags.replace(flag, "")

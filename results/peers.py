@@ -92,6 +92,7 @@ ROWS = [
         500_000,
         "LunarLander, plain",
         "as above; the settings are CleanRL's for CartPole, which it has for no other environment",
+        runs=30,
     ),
     Row(
         "PureJaxRL, CartPole",
@@ -125,7 +126,6 @@ ROWS = [
         200_000,
         "LunarLander, as SB3",
         f"{CLIPS} update old",
-        runs=5,
         timed_steps=20_000,
     ),
     Row(
@@ -136,7 +136,6 @@ ROWS = [
         "LunarLander, as SB3",
         "SBX uses the first number of net_arch twice; ours acts with weights that are one update"
         " old",
-        runs=5,
         timed_steps=20_000,
     ),
     Row(
@@ -146,7 +145,6 @@ ROWS = [
         100_000,
         "LunarLander, as RL Zoo",
         f"{CLIPS} group of updates old",
-        runs=5,
         timed_steps=20_000,
     ),
     Row(
@@ -156,7 +154,6 @@ ROWS = [
         100_000,
         "LunarLander, as RL Zoo",
         "ours acts with weights that are one group of updates old",
-        runs=5,
         timed_steps=20_000,
     ),
 ]
