@@ -35,14 +35,17 @@ average. This file does nothing about that; dqn_lunarlander.py has Double DQN, w
     python dqn_cartpole_jax.py --seed 1                            train an agent
     python dqn_cartpole_jax.py --num-seeds 16 --output-dir runs/1  train sixteen, save the results
 
+(`uv run` in place of `python` installs what the first lines of this file name.)
+
 CartPole-v1 is a cart with a pole on it. Pushed to the left or to the right at every step, the cart
 has to keep the pole upright. Each step pays 1. The episode ends when the pole leans by more than 12
 degrees, when the cart is 2.4 m from the center, or after 500 steps, the time limit. A return is the
 sum of the rewards in an episode. An agent has solved CartPole if its mean return in 100 episodes
 without random actions is at least 475 (Gymnasium's threshold). Of 1,000 agents, trained with seeds
-that were not used to choose the settings, all solve it: mean 499.9; the worst agent's mean is
-483.5. (Of another 1,000, on seeds that had been seen with earlier settings, 999 do.) Training an
-agent takes 0.15 to 0.3 s on one core of a server, after 3 to 5 s of compiling.
+that had never been used before, all solve it: mean 499.9; the worst agent's mean is 483.5. (Of
+another 1,000, with seeds that had been used before, to test earlier settings, 999 do.) Training an
+agent for the default 200,000 steps takes 0.15 to 0.3 s on one core of a server, after 3 to 5 s of
+compiling.
 
 To learn DQN, read `init_params`, `q_values`, `add`, `sample`, `extend`, `update` and `joint_step`,
 in this order. An agent acts in N environments. In a joint step, each of them makes one step; then
@@ -52,22 +55,30 @@ evaluates and saves.
 JAX in short. `jax.jit(f)` compiles f: the first call runs f once with placeholders for its
 arguments, which have shapes but no values, and records the operations ("tracing"). Later calls only
 run what was recorded; a call with other shapes records anew. Every argument becomes a placeholder,
-plain numbers too. `if` on a placeholder is an error: where the values of arrays decide, use
-`jnp.where`. The settings are one object, `args` of class Args, which is not passed to the compiled
-function: `partial(f, args)` fills it in as the first argument of f before f is compiled. So the
-settings are constants, and `if` works on them. In a dict that is an argument, only the arrays
-become placeholders; its names stay strings, and `if` works on them too (as in `q_values`). JAX's
-arrays never change: `x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays are
-"pytrees". The functions of JAX take and return them: `jax.tree.map(f, tree)` calls f on each array,
-and `jax.vmap(f)` is f for arrays that have one more axis, in front. `jax.lax.scan(f, carry, xs)` is
-a compiled loop: for each x of xs, `carry, y = f(carry, x)`; it returns the last carry and the ys,
-stacked. `jax.value_and_grad(f)` is a function: it computes f and the gradient of f with respect to
-its first argument. Random functions take a key, which holds two integers. The same key always gives
-the same numbers, so each key is used once; `jax.random.split` makes new keys of one.
+plain numbers too, and every result an array. `if` on a placeholder is an error: where the values of
+arrays decide, use `jnp.where`. The settings are one object, `args` of class Args, which is not
+passed to the compiled function: `partial(f, args)` fills it in as the first argument of f before f
+is compiled. So the settings are constants, and `if` works on them. In a dict that is an argument,
+only the arrays become placeholders; its names stay strings, and `if` works on them too (as in
+`q_values`).
+
+JAX's arrays never change: `x.at[i].set(y)` is a new array. Nested dicts and named tuples of arrays
+are "pytrees", and the functions of JAX take and return them. `jax.tree.map(f, tree)` calls f on
+each array of a tree; with two trees of the same form, f gets one array of each.
+`jax.value_and_grad(f)` is a function: it computes f and the gradient of f with respect to its first
+argument.
+
+`jax.vmap(f)` is f for arrays that have one more axis, in front. If f takes arrays of shapes (4,)
+and (2,) and returns a number, then vmap(f) takes (N, 4) and (N, 2) and returns (N,), as if f were
+called N times. `jax.lax.scan(f, carry, xs)` is a compiled loop: for each x of xs,
+`carry, y = f(carry, x)`; it returns the last carry and the ys, stacked.
+
+Random functions take a key, which holds two integers. The same key always gives the same numbers,
+so each key is used once; `jax.random.split` makes new keys of one.
 
 Departures from Mnih et al., each with the flag that undoes it. The last column says how many of 100
 agents solve CartPole when only this departure is undone. With none undone, all 100 do. (Their seeds
-are not those of tuning, but had been seen with earlier settings.)
+were not used to choose the settings, but to test earlier ones.)
 
     departure                                undone by                                 solved by
     targets sum n rewards                    --n-step 1                                       92
@@ -78,11 +89,13 @@ are not those of tuning, but had been seen with earlier settings.)
     N environments step between two updates  --num-envs 1                                     100
 
 No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
-average of its gradients' size), errors y - Q are not clipped, and observations are divided by usual
-sizes (OBS_SCALE). Plain DQN, below, undoes the first five departures of the table. It has 10
-environments instead of 1, so that an update follows every 10 steps, as in CleanRL and PureJaxRL.
-(With --num-envs 1, an update follows every step. In the paper one follows every 4 steps, which no
-flag gives.)
+average of its gradients' size), errors y - Q are not clipped, observations are divided by usual
+sizes (OBS_SCALE), and epsilon falls from the first step on, not only once learning has started.
+Plain DQN, below, undoes the first five departures of the table. It has 10 environments instead of
+1, so that an update follows every 10 steps, as in CleanRL and PureJaxRL, two collections of such
+files. (With --num-envs 1, an update follows every step. In the paper, one follows every 4 steps of
+one environment. With --num-envs 4 there are as many updates, but each of 4 environments makes one
+step.)
 
     python dqn_cartpole_jax.py --n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --learning-starts 10000 --num-envs 10 --total-timesteps 500000 \
@@ -93,12 +106,12 @@ Except for the 10 environments and for what no flag undoes, this is the algorith
 settings that CleanRL and PureJaxRL use for CartPole. Of 20 agents, 19 solve it; it takes 2.5 times
 the steps of the defaults, and far more computing.
 
-The defaults need no fine tuning: with one number of them doubled or halved (of gamma, the horizon
-1 / (1 - gamma), which is about how many steps ahead Q looks), or with another number of layers, at
-least 99 of 100 agents solve CartPole. With half the steps 99 do, with twice 100, with four times
-100 (results/knobs.md). The longer runs keep the default buffer of 200,000 transitions. With a
-smaller one, of 96,000 and four times the steps, 97 do, probably because late in such a run it holds
-little but what a good agent sees: what follows a mistake is forgotten.
+The defaults need no fine tuning: with one number of them doubled or halved, or with another number
+of layers, at least 99 of 100 agents solve CartPole. (For gamma, what is doubled or halved is the
+horizon 1 / (1 - gamma), which is about how many steps ahead Q looks.) With half the steps 99 do,
+with twice 100, with four times 100 (results/knobs.md). The longer runs keep the default buffer of
+200,000 transitions. With a smaller one, of 96,000 and four times the steps, 97 do, probably because
+late in such a run it holds little but what a good agent sees: what follows a mistake is forgotten.
 
 Letters in shapes: N environments, B batch, O observation, A actions, K agents, T joint steps.
 """
@@ -159,13 +172,14 @@ class BadRun(RuntimeError):
     """Training that can't go on: an error line, and exit status 1."""
 
 
-# ---------- Environment
-# CartPole-v1 as in https://gymnasium.farama.org/environments/classic_control/cart_pole/
-# For an environment of your own, rewrite this section. Write `reset` and `step` for one
-# environment; `jax.vmap` turns them into functions of N. An EnvState needs a field `obs`, a vector
-# of OBS_SIZE numbers; add what else your environment has to remember. With gymnax, call its
-# `reset_env` and `step_env` (its `step` also resets), and keep its state in a field of EnvState.
-# Install gymnax apart from this project, because it wants an older Gymnasium. This file runs there:
+# ---------- Environment CartPole-v1 as in
+# https://gymnasium.farama.org/environments/classic_control/cart_pole/ For an environment of your
+# own, rewrite this section. Write `reset` and `step` for one environment; `jax.vmap` turns them
+# into functions of N. An EnvState needs a field `obs`, a vector of OBS_SIZE numbers; add what else
+# your environment has to remember. With gymnax, call its `reset_env` and `step_env` (its `step`
+# also resets), and keep its state in a field of EnvState. Install gymnax in a Python environment of
+# its own, because it wants older versions of Gymnasium and JAX than other files of this project.
+# This file runs there:
 #     python -m venv gymnax-env && gymnax-env/bin/pip install gymnax==1.0.1 six optax tyro
 
 OBS_SIZE = 4  # cart position (m), velocity (m/s), pole angle (rad), angular velocity (rad/s)
@@ -316,7 +330,8 @@ def extend(args, buffer, joint_steps, t, env, batch):
     discount = batch.discount
     for _ in range(1, args.n_step):
         # Where go_on is true, t moves one row further. At the end of an episode, and at the newest
-        # step, t stays. Then the same test fails again in all later turns.
+        # step, t stays. Then the same test fails again in all later turns. (Where go_on is true, no
+        # step so far has ended an episode, so discount is a power of gamma, and not 0.)
         go_on = ~buffer.ended[t % rows, env] & (t + 1 < joint_steps)
         t = t + go_on
         reward = reward + jnp.where(go_on, discount * buffer.reward[t % rows, env], 0)
@@ -387,7 +402,7 @@ def init_agent(args, key):
     N = args.num_envs
     # `ended` is True below, so the first joint step resets all environments, and until then zeros
     # will do. Their shapes are those of what `reset` returns; eval_shape finds them without running
-    # it. So no number is drawn with these keys, and `key` still counts as unused.
+    # it. So these keys are never used to draw a number, and `key` may be split again later.
     shapes = jax.eval_shape(jax.vmap(reset), jax.random.split(key, N))
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     rows = args.buffer_size // N
@@ -400,8 +415,8 @@ def init_agent(args, key):
 class Draws(NamedTuple):  # the randomness of a joint step, drawn in advance (`run_chunk` says why)
     noise: Array  # (2, N + B) uniform in [0, 1), to explore and to sample
     # (2, N, 2): the keys of N resets and of N steps, each as the two integers that a key holds.
-    # joint_step makes keys of them again. (Keys themselves would do, but an optional check of JAX
-    # for reused keys raises a false alarm on keys that scan hands out.)
+    # joint_step makes keys of them again. (You may skip why: JAX can check that no key is used
+    # twice, and that check raises a false alarm on keys that scan hands out.)
     key_data: Array
 
 
@@ -502,8 +517,9 @@ def run_agents(args, agents, steps):
 def train(args):
     """Train num_seeds agents.
 
-    Returns params (first axis K), episodes (environment step, return, seed) and timings. Ctrl-C
-    ends it early. Raises BadInput on bad settings, and BadRun if the loss stops being finite.
+    Returns params (first axis K), episodes (environment step, return, seed), and a dict of counts
+    and times. Ctrl-C ends it early. Raises BadInput on bad settings, and BadRun if the loss stops
+    being finite.
     """
     check(args)
     started = time.time()
@@ -549,11 +565,12 @@ def train(args):
 def init_agents(args):
     """The agents of all seeds. Each array has a first axis K, divided among the devices."""
     keys = jax.vmap(jax.random.key)(args.seed + np.arange(args.num_seeds))
-    # A device is what runs compiled code: a GPU, or a core of the CPU (see `run`). Take as many as
-    # can share the agents equally. Mesh lays them in a row, which is named "devices" here, and
-    # P("devices") means: cut the first axis of each array into equal parts, one for each of them.
-    # Compiled functions run where their arguments are, so training runs on all of them too. (One
-    # agent means one device.)
+    # What follows is only for speed, with several agents: they are divided among the devices. (One
+    # agent means one device.) A device is what runs compiled code: a GPU, or a core of the CPU;
+    # `run` makes each core a device. Take as many as can share the agents equally. Mesh lays them
+    # in a row, which is named "devices" here, and P("devices") means: cut the first axis of each
+    # array into equal parts, one for each device. Compiled functions run where their arguments are,
+    # so training runs on all of them too.
     devices = max(n for n in range(1, jax.device_count() + 1) if args.num_seeds % n == 0)
     mesh = jax.sharding.Mesh(jax.devices()[:devices], "devices")
     sharding = jax.NamedSharding(mesh, jax.P("devices"))
@@ -596,7 +613,7 @@ def evaluate(args, params):
             state, total, running = carry
             action = jnp.argmax(q_values(params, state.obs[None]))
             state, reward, terminated, truncated = step(key, state, action)
-            total += jnp.where(running, jnp.sum(reward), 0)
+            total += jnp.where(running, jnp.sum(reward), 0)  # a reward may have shape (1,)
             return (state, total, running & ~(terminated | truncated)), None
 
         # All episodes take MAX_STEPS steps; after its end, an episode's rewards do not count.
@@ -607,7 +624,9 @@ def evaluate(args, params):
 
     # vmap's (0, None): params have a first axis of agents, and the seed is the same for all.
     play_all = jax.jit(jax.vmap(play, (0, None)))
-    seeds = 2**31 + np.arange(args.eval_episodes, dtype=np.uint32)  # no seed of training
+    # Seeds that training can't have (see `check`). The loop over them is Python's, because
+    # compiling another vmap takes longer than this loop.
+    seeds = 2**31 + np.arange(args.eval_episodes, dtype=np.uint32)
     return np.stack([play_all(params, seed) for seed in seeds], axis=1).astype(float)
 
 

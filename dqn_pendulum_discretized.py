@@ -52,6 +52,15 @@ seeds).
     python dqn_pendulum_discretized.py --env-id Pendulum-v1 --num-actions 9 --gamma 0.99 \
         --reward-scale 0.03 --total-timesteps 200000 --output-dir runs/1
 
+(`uv run` in place of `python` installs what the first lines of this file name.) From Python, an
+environment `env` of your own is learned like this:
+
+    from dqn_pendulum_discretized import Args, evaluate, train
+
+    args = Args(total_timesteps=50_000)
+    params, episodes, counts = train(args, env)
+    print(evaluate(args, params, env).mean())
+
 InvertedPendulum-v5 gives 4 numbers (a cart's position, the angle of a pole on it, and how fast both
 change) and takes a force on the cart, from -3 to 3. Each step pays 1, until the pole leans too far
 or the time limit of 1000 steps truncates the episode. Pendulum-v1 gives 3 numbers and takes a
@@ -75,15 +84,17 @@ plain numbers too. `if` on a placeholder is an error: where the values of arrays
 `jnp.where`. The settings are one object, `args` of class Args, which is not passed to the compiled
 function: `partial(f, args)` fills it in as the first argument of f before f is compiled. So the
 settings are constants, and `if` works on them. In a dict that is an argument, only the arrays
-become placeholders; its names stay strings, and `if` works on them too (as in `q_values`). JAX's
-arrays never change, unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees". The
-functions of JAX take and return them: `jax.tree.map(f, tree)` calls f on each array.
-`jax.lax.scan(f, carry, xs)` is a compiled loop: for each x of xs, `carry, y = f(carry, x)`; it
-returns the last carry and the ys, stacked. `jax.value_and_grad(f)` is a function: it computes f and
-the gradient of f with respect to its first argument. A compiled function also takes NumPy's arrays,
-and converts them. What it returns are arrays of JAX: `np.asarray` converts one back,
-`jax.device_get` a whole pytree, and both wait until it is computed. Random functions take a key;
-the same key gives the same numbers.
+become placeholders; its names stay strings, and `if` works on them too (as in `q_values`).
+
+JAX's arrays never change, unlike NumPy's. Nested dicts and named tuples of arrays are "pytrees",
+and the functions of JAX take and return them. `jax.tree.map(f, tree)` calls f on each array of a
+tree. `jax.lax.scan(f, carry, xs)` is a compiled loop: for each x of xs, `carry, y = f(carry, x)`;
+it returns the last carry and the ys, stacked. `jax.value_and_grad(f)` is a function: it computes f
+and the gradient of f with respect to its first argument.
+
+A compiled function also takes NumPy's arrays, and converts them. What it returns are arrays of JAX:
+`np.asarray` converts one back, `jax.device_get` a whole pytree, and both wait until it is computed.
+Random functions take a key; the same key gives the same numbers.
 
 Gymnasium in short. `env.reset()` returns an observation and a dict of extras ("info").
 `env.step(action)` returns the next observation, the reward, whether the episode terminated, whether
@@ -120,10 +131,11 @@ departures alone are worth.
 Except for what no flag undoes, this is the algorithm of the paper. Of 10 agents, 0 solve
 InvertedPendulum.
 
-The defaults need little tuning: with one number of them doubled or halved (of gamma, the horizon
-1 / (1 - gamma), which is about how many steps ahead Q looks), or with another number of layers, at
-least 8 of 10 agents solve InvertedPendulum: 8 if rewards are doubled, 9 or 10 otherwise. With half
-the steps, 10 of 10 agents solve it; with twice the steps, 10 of 10 (results/knobs.md).
+The defaults need little tuning: with one number of them doubled or halved, or with another number
+of layers, at least 8 of 10 agents solve InvertedPendulum: 8 if rewards are doubled, 9 or 10
+otherwise. (For gamma, what is doubled or halved is the horizon 1 / (1 - gamma), which is about how
+many steps ahead Q looks.) With half the steps, 10 of 10 agents solve it; with twice the steps, 10
+of 10 (results/knobs.md).
 
 Letters in shapes: B batch, G updates in a group, O observation, A listed actions.
 """
@@ -601,6 +613,8 @@ def check(args):
         for value in np.ravel(getattr(args, name)):
             if not least <= value <= most:
                 raise BadInput(f"{name} must be between {least} and {most}")
+    if args.q_input not in ("state", "state-action"):
+        raise BadInput("q_input must be state or state-action")
 
 
 def make_env(args):
@@ -644,10 +658,11 @@ def refuse(error, what):
     """
     # Gymnasium calls functools and, to find an environment, importlib. (pathlib is for the same
     # function in dqn_lunarlander.py.)
-    known = __name__, "gymnasium", "importlib", "pathlib", "functools"
+    known = "gymnasium", "importlib", "pathlib", "functools"
     for part in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):
-            if frame.f_globals["__name__"].split(".")[0] not in known:
+            module = frame.f_globals["__name__"]
+            if module != __name__ and module.split(".")[0] not in known:
                 raise error
     raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
 

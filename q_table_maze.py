@@ -31,6 +31,8 @@ gamma max_a' Q(s', a'): the agent could have gone on from s'; only the clock sto
     python q_table_maze.py --board 8x8 --slip-prob 0.6667 --output-dir runs/1
     python q_table_maze.py --method network
 
+(`uv run` in place of `python` installs what the first lines of this file name.)
+
 A policy says which action to take in each cell. The learned policy is greedy: it takes the action
 with the largest Q. A maze is small enough to compute exactly what a policy is worth, its expected
 discounted sum of rewards (`exact_q`). An agent has solved a board if its greedy policy is worth
@@ -421,6 +423,8 @@ def check(args):
     for name, (least, most) in limits.items():
         if not least <= getattr(args, name) <= most:
             raise BadInput(f"{name} must be between {least} and {most}")
+    if args.method not in ("table", "network"):
+        raise BadInput("method must be table or network")
     read_board(args.board)
 
 

@@ -187,6 +187,8 @@ def all_rows():
     flags = f"{PLAIN} --no-double-dqn --loss squared --reward-scale 1 --gamma 0.99"
     flags += " --train-frequency 10 --gradient-steps 1"
     yield Row("LunarLander, plain", LANDER, flags, 6500, 30)
+    lower = "--no-anneal-lr --learning-rate 1e-3"
+    yield Row("LunarLander, a constant learning rate of 1e-3", LANDER, lower, 6500, 10)
     yield Row("CartPole in Gymnasium, plain", LANDER, f"{flags} --env-id CartPole-v1", 7000, 10)
     small = flags.replace("120 84", "64 64").replace("--batch-size 128", "--batch-size 64")
     small = small.replace("--learning-starts 10000", "--learning-starts 1000")

@@ -49,7 +49,7 @@ IN_README = {
 }
 WORDS = [  # file, words, row: the words hold figures of the row
     (CARTPOLE, "mean {mean}; the worst agent's mean is {worst}", "CartPole, seeds not seen"),
-    (CARTPOLE, "with earlier settings, {solved} do.)", "CartPole, defaults"),
+    (CARTPOLE, "to test earlier settings, {solved} do.)", "CartPole, defaults"),
     (CARTPOLE, "Of {n} agents, {solved} solve it", "CartPole, plain"),
     ("README.md", "is solved by {share};", "CartPole, knob, --total-timesteps 800000"),
     ("README.md", "{share} on seeds {seeds}, and", "InvertedPendulum, defaults"),
@@ -64,6 +64,11 @@ WORDS = [  # file, words, row: the words hold figures of the row
     ),
     (LANDER, "mean {mean} ± {half} (a 95 % interval), the worst agent {worst}", "LunarLander"),
     (LANDER, "Of {n} agents, {solved} solve LunarLander: mean {mean}", "LunarLander, plain"),
+    (
+        LANDER,
+        "at a constant rate of 1e-3, {n} agents reach {mean} ± {half}",
+        "LunarLander, a constant learning rate of 1e-3",
+    ),
     (
         LANDER,
         "With --loss squared, these {n} agents reach {mean}",
@@ -372,18 +377,28 @@ def own_table(found):
     return text
 
 
+def means(lines):
+    return [float(line["mean"]) for line in lines]
+
+
 def difference(theirs, ours):
-    """How much two groups of agents differ, by Welch's test."""
-    a, b = ([float(line["mean"]) for line in lines] for lines in (theirs, ours))
+    """How much two groups of agents differ, as text."""
+    a = means(theirs)
+    b = means(ours)
     if np.ptp(a) + np.ptp(b) < 0.1:  # no spread to test with
         return "none" if abs(np.mean(a) - np.mean(b)) < 0.1 else f"{np.mean(b) - np.mean(a):+.1f}"
-    # Welch's test: the standard error of each mean, and the degrees of freedom of both.
+    gap, half, p = welch(a, b)
+    return f"{gap:+.1f} ± {half:.1f} (p = {p:.2g})"
+
+
+def welch(a, b):
+    """Welch's test: how much larger the mean of b is, its 95 % interval, and p."""
+    # The standard error of each mean, and the degrees of freedom of both.
     va, vb = (np.var(group, ddof=1) / len(group) for group in (a, b))
     freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
     gap = np.mean(b) - np.mean(a)
     half = student.ppf(0.975, freedom) * (va + vb) ** 0.5
-    p = 2 * student.sf(abs(gap) / (va + vb) ** 0.5, freedom)
-    return f"{gap:+.1f} ± {half:.1f} (p = {p:.2g})"
+    return gap, half, 2 * student.sf(abs(gap) / (va + vb) ** 0.5, freedom)
 
 
 def ratios(lines, what):
@@ -453,9 +468,32 @@ def wrong_words(found):
             continue
         value = "not measured"
         if row.name in found:
-            value = figures(found[row.name])["mean" if row.script == LANDER else "solved"]
+            x = figures(found[row.name])
+            value = f"{x['mean']} ± +{x['half']}" if row.script == LANDER else x["solved"]
         if not re.search(rf" {re.escape(flags)} +{value}\n", text[row.script]):
             yield f"{row.script}: {flags} {value}"
+    yield from wrong_chances(found, " ".join(text[LANDER].split()))
+
+
+MATTER = "one-step targets", "a constant learning rate", "plain layers", "unscaled rewards"
+
+
+def wrong_chances(found, text):
+    """Whether the lander's sentence on which departures matter is what Welch's test says."""
+    p = {}
+    for name, lines in found.items():
+        what = name.removeprefix("LunarLander, switch, ")
+        if what not in (name, "squared errors"):
+            defaults = found["LunarLander, defaults"][: len(lines)]
+            p[what] = welch(means(defaults), means(lines))[2]
+    if len(p) < len(MATTER) + 1:
+        yield f"{LANDER}: some departures are not measured"
+        return
+    most = max(p[what] for what in MATTER)
+    least_other = min(p[what] for what in p if what not in MATTER)
+    words = f"p is at most {most:.2g}; for the others, at least {least_other:.2g})"
+    if words not in text:
+        yield f"{LANDER}: {words}"
 
 
 def main(check: bool = False) -> None:

@@ -296,6 +296,21 @@ def test_train_checks_its_settings_in_a_file_with_postponed_annotations(script):
             module.train(module.Args(**{name: -1}), *env)
 
 
+@pytest.mark.parametrize(
+    "script, name, value",
+    [
+        ("q_table_maze", "method", "Network"),
+        ("dqn_lunarlander", "loss", "Huber"),
+        ("dqn_pendulum_discretized", "q_input", "state_action"),
+    ],
+)
+def test_train_refuses_a_choice_that_it_does_not_know(script, name, value):
+    module = importlib.import_module(script)
+    env = [None] if hasattr(module.Args, "env_id") else []
+    with pytest.raises(module.BadInput, match=f"{name} must be"):
+        module.train(module.Args(**{name: value}), *env)
+
+
 @EACH
 def test_ctrl_c_evaluates_and_keeps_the_run(script, tmp_path):
     run_folder = tmp_path / "run"

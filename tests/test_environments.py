@@ -191,6 +191,20 @@ def test_what_does_not_fit_is_refused_by_name(dqn, name, value, message):
 
 
 @BOTH
+def test_a_copy_in_a_package_refuses_too(dqn, monkeypatch):
+    copied = type(sys)(f"package.{dqn.__name__}")
+    monkeypatch.setitem(sys.modules, copied.__name__, copied)
+    exec(compile(Path(dqn.__file__).read_text(encoding="utf-8"), "copy", "exec"), vars(copied))
+    env = Probe(dqn)
+    env.reset = lambda seed=None, options=None: OBS
+    with pytest.raises(copied.BadInput, match=API):
+        copied.train(small(copied), env)
+    env.reset = broken(KeyError("own"))
+    with pytest.raises(KeyError, match="own"):
+        copied.train(small(copied), env)
+
+
+@BOTH
 def test_an_object_of_the_old_gym_is_refused_by_name(dqn):
     class OldEnv:
         observation_space = Probe.observation_space

@@ -542,6 +542,12 @@ def test_snapshots_are_filmed_and_change_nothing(tmp_path):
     assert frames.shape[3] == 3 and np.any(frames[0] != frames[-1])
 
 
+def test_train_alone_makes_the_folder_of_its_snapshots(tmp_path):
+    args = small(lander, total_timesteps=100, eval_frequency=50, output_dir=str(tmp_path / "new"))
+    lander.train(args, gymnasium.make("CartPole-v1"))
+    assert len(list((tmp_path / "new").glob("model_*.npz"))) == 2
+
+
 def test_a_film_has_every_other_frame_at_half_size():
     """Of the first 2,000 steps: of 2,100, it shows 1,000."""
 
