@@ -231,8 +231,8 @@ def init_params(key, sizes, layer_norm):
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
     # One draw serves all layers: this runs in a compiled function, and each draw adds 0.5 s to its
-    # compiling. Each layer uses the first part of its row. (sizes and layer_norm come from the
-    # settings, so they are no placeholders.)
+    # compiling. Each layer uses the first part of its row. (sizes and layer_norm are
+    # constants there, no placeholders: `partial` has filled them in.)
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -374,7 +374,8 @@ def update(args, learner, batch, tau):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optimizer of optax is two pure functions, `init` and `update`, so it may be made anew here.
+    # optax is JAX's usual library of optimizers. Such an optimizer is two pure functions, `init`
+    # and `update`, so it may be made anew here; `apply_updates` adds the changes to the weights.
     # Adam's averages, and the number of updates for its schedule, are in opt_state.
     changes, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, changes)

@@ -46,7 +46,7 @@ Python, an environment `env` of your own is learned, and played, like this:
     from dqn_lunarlander import Args, evaluate, q_values, train, wrap_env
 
     args = Args(total_timesteps=50_000)
-    params, episodes, counts = train(args, env)
+    params, episodes, counts = train(args, env)  # weights, returns of episodes, counts and times
     print(evaluate(args, params, env).mean())
     env = wrap_env(env)  # its observations are vectors, as the network needs them
     obs, _ = env.reset()
@@ -251,8 +251,8 @@ def init_params(key, sizes, layer_norm):
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
     # One draw serves all layers: this runs in a compiled function, and each draw adds 0.5 s to its
-    # compiling. Each layer uses the first part of its row. (sizes and layer_norm come from the
-    # settings, so they are no placeholders.)
+    # compiling. Each layer uses the first part of its row. (sizes and layer_norm are
+    # constants there, no placeholders: `partial` has filled them in.)
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -401,7 +401,8 @@ def update(args, learner, batch, tau):
         return jnp.mean((target - q) ** 2)  # without the 1/2: Adam divides by the gradient's size
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optimizer of optax is two pure functions, `init` and `update`, so it may be made anew here.
+    # optax is JAX's usual library of optimizers. Such an optimizer is two pure functions, `init`
+    # and `update`, so it may be made anew here; `apply_updates` adds the changes to the weights.
     # Adam's averages, and the number of updates for its schedule, are in opt_state.
     changes, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, changes)
@@ -465,7 +466,7 @@ def init_buffer(args, obs_size):
 
 
 def train(args, env):
-    """Returns params, episodes (environment step, return) and timings.
+    """Returns params, episodes (environment step, return), and a dict of counts and times.
 
     Ctrl-C ends it early. Raises BadInput on bad settings or environments, and BadRun on numbers
     that are not finite. Errors of the environment's own code are not caught.
@@ -664,17 +665,18 @@ def check_env(env):
 def refuse(error, what):
     """Raise BadInput, which ends the script with one line, or the error itself.
 
-    If the error's traceback passes through code other than this script and Gymnasium, for example
-    the environment's, it may be a bug there: then the error itself is raised, so that its traceback
-    is shown. Gymnasium raises an error of its own for a failed import, so the original error, its
-    __cause__, is looked at too. Never returns.
+    It is the error itself if its traceback passes through code other than Gymnasium's and the
+    functions that call this one: there may be a bug in that code, for example in the environment,
+    and then the traceback shows where. Gymnasium raises an error of its own for a failed import, so
+    the original error, its __cause__, is looked at too. Never returns.
     """
+    ours = "make_env", "check_env", "wrap_env", "prepare_output"
     # Gymnasium calls functools and, to find an environment, importlib; pathlib makes output_dir.
     known = "gymnasium", "importlib", "pathlib", "functools"
     for part in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):
-            module = frame.f_globals["__name__"]
-            if module != __name__ and module.split(".")[0] not in known:
+            own = frame.f_globals is globals() and frame.f_code.co_name in ours
+            if not own and frame.f_globals["__name__"].split(".")[0] not in known:
                 raise error
     raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
 

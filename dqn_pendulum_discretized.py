@@ -44,8 +44,9 @@ terminal: it only cuts the episode off (truncates it), so the value of s' still 
 
 Q(s', a'; w-) is an estimate with errors, and the maximum prefers errors upward, so y is too high on
 average. In Double DQN (see `update`), w chooses a' for y, and w- values it. That helps, but not
-entirely: of a cart and pole at rest (four zeros), the largest Q ends at 1.24 times the largest
-possible sum of discounted rewards, 50, and without Double DQN at 1.35 times (means of the same 10
+entirely: in InvertedPendulum-v5, which pays 1 for each step (see below), no sum of discounted
+rewards can be larger than 1 / (1 - gamma) = 50. But of a cart and pole at rest, the network's
+largest Q ends at 1.24 times that, and without Double DQN at 1.35 times (means of the same 10
 seeds).
 
     python dqn_pendulum_discretized.py --q-input state-action --num-actions 1000
@@ -53,13 +54,17 @@ seeds).
         --reward-scale 0.03 --total-timesteps 200000 --output-dir runs/1
 
 (`uv run` in place of `python` installs what the first lines of this file name.) From Python, an
-environment `env` of your own is learned like this:
+environment `env` of your own is learned, and controlled, like this:
 
-    from dqn_pendulum_discretized import Args, evaluate, train
+    from dqn_pendulum_discretized import Args, evaluate, list_actions, q_values, train, wrap_env
 
     args = Args(total_timesteps=50_000)
-    params, episodes, counts = train(args, env)
+    params, episodes, counts = train(args, env)  # weights, returns of episodes, counts and times
     print(evaluate(args, params, env).mean())
+    listed = list_actions(args, env)
+    env = wrap_env(env)  # its observations are vectors, as the network needs them
+    obs, _ = env.reset()
+    action = listed[[q_values(params, obs[None]).argmax()]]  # with --q-input state
 
 InvertedPendulum-v5 gives 4 numbers (a cart's position, the angle of a pole on it, and how fast both
 change) and takes a force on the cart, from -3 to 3. Each step pays 1, until the pole leans too far
@@ -69,8 +74,8 @@ top without torque. (--reward-scale 0.03 makes that -0.5 to 0.) A return is the 
 in an episode, not discounted. An agent has solved InvertedPendulum-v5 if its mean return in 100
 episodes without random actions is at least 950 (Gymnasium's threshold); Pendulum-v1 has no
 threshold. With the defaults, 30 of 30 agents, trained with seeds that nobody had seen when the
-settings were chosen, solve InvertedPendulum-v5: mean 997.5, the worst agent 965.5. (On two other
-sets of seeds, 29 of 30 do. When an episode ends early, the cart has drifted to the end of its
+settings were chosen, solve InvertedPendulum-v5: mean 997.5, the worst agent 965.5. (On each of two
+other sets of 30 seeds, 29 do. When an episode ends early, the cart has drifted to the end of its
 rail.) On Pendulum-v1, with the command above, 20 agents reach -149.2 on average.
 
 To learn DQN, read `init_params`, `q_values`, `Transition`, `sample`, `Learner`, `update`, `learn`,
@@ -103,7 +108,8 @@ a Box is an array of numbers, with bounds; Discrete is one of n whole numbers. A
 environment that passes calls on to another one, and changes what comes back.
 
 Departures from Mnih et al., each with the flag that undoes it. The last column says how many of 10
-agents solve InvertedPendulum-v5 when only this departure is undone. With none undone, all 10 do.
+agents solve InvertedPendulum-v5 when only this departure is undone. With none undone, all 10 do. So
+none is decisive alone, at these settings.
 
     departure                                     undone by                               solved by
     w- moves a little at every update             --tau 1 --target-network-frequency 500        10
@@ -258,8 +264,8 @@ def init_params(key, sizes, layer_norm):
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
     # One draw serves all layers: this runs in a compiled function, and each draw adds 0.5 s to its
-    # compiling. Each layer uses the first part of its row. (sizes and layer_norm come from the
-    # settings, so they are no placeholders.)
+    # compiling. Each layer uses the first part of its row. (sizes and layer_norm are
+    # constants there, no placeholders: `partial` has filled them in.)
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -405,7 +411,8 @@ def update(args, listed, learner, batch, drawn, tau):
         return jnp.mean((target - q) ** 2)
 
     loss, grads = jax.value_and_grad(loss_fn)(learner.params)
-    # An optimizer of optax is two pure functions, `init` and `update`, so it may be made anew here.
+    # optax is JAX's usual library of optimizers. Such an optimizer is two pure functions, `init`
+    # and `update`, so it may be made anew here; `apply_updates` adds the changes to the weights.
     # Adam's averages, and the number of updates for its schedule, are in opt_state.
     changes, opt_state = make_optimizer(args).update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, changes)
@@ -476,7 +483,7 @@ def init_buffer(args, obs_size):
 
 
 def train(args, env):
-    """Returns params, episodes (environment step, return) and timings.
+    """Returns params, episodes (environment step, return), and a dict of counts and times.
 
     Ctrl-C ends it early. Raises BadInput on bad settings or environments, and BadRun on numbers
     that are not finite. Errors of the environment's own code are not caught.
@@ -651,18 +658,19 @@ def check_env(env):
 def refuse(error, what):
     """Raise BadInput, which ends the script with one line, or the error itself.
 
-    If the error's traceback passes through code other than this script and Gymnasium, for example
-    the environment's, it may be a bug there: then the error itself is raised, so that its traceback
-    is shown. Gymnasium raises an error of its own for a failed import, so the original error, its
-    __cause__, is looked at too. Never returns.
+    It is the error itself if its traceback passes through code other than Gymnasium's and the
+    functions that call this one: there may be a bug in that code, for example in the environment,
+    and then the traceback shows where. Gymnasium raises an error of its own for a failed import, so
+    the original error, its __cause__, is looked at too. Never returns.
     """
-    # Gymnasium calls functools and, to find an environment, importlib. (pathlib is for the same
-    # function in dqn_lunarlander.py.)
+    ours = "make_env", "check_env", "wrap_env", "prepare_output"
+    # Gymnasium calls functools and, to find an environment, importlib. (prepare_output and pathlib
+    # are for dqn_lunarlander.py, which has the same function.)
     known = "gymnasium", "importlib", "pathlib", "functools"
     for part in (error, error.__cause__):
         for frame, _ in traceback.walk_tb(getattr(part, "__traceback__", None)):
-            module = frame.f_globals["__name__"]
-            if module != __name__ and module.split(".")[0] not in known:
+            own = frame.f_globals is globals() and frame.f_code.co_name in ours
+            if not own and frame.f_globals["__name__"].split(".")[0] not in known:
                 raise error
     raise BadInput(f"{what}: {type(error).__name__}: {error}") from error
 

@@ -22,8 +22,10 @@ its estimate of Q(s, a) toward the target y, by a part alpha of the way:
     Q(s, a) <- Q(s, a) + alpha (y - Q(s, a))   with   y = r + gamma max_a' Q(s', a'),
                                                or     y = r if s' is terminal.
 
-Q-learning is off-policy: the target takes the best next action, even if the agent then takes a
-random one. So it learns the values of the best policy while it explores.
+The agent explores: with probability epsilon, its action is random, since it can't learn what an
+action is worth that it never tries. Q-learning is off-policy: the target takes the best next
+action, even if the agent then takes a random one. So it learns the values of the best policy while
+it explores.
 
 A step after which the episode is cut off does not reach a terminal state. Its target still adds
 gamma max_a' Q(s', a'): the agent could have gone on from s'; only the clock stopped it.
@@ -31,7 +33,8 @@ gamma max_a' Q(s', a'): the agent could have gone on from s'; only the clock sto
     python q_table_maze.py --board 8x8 --slip-prob 0.6667 --output-dir runs/1
     python q_table_maze.py --method network
 
-(`uv run` in place of `python` installs what the first lines of this file name.)
+(The first takes ten seconds or more, for its 205 million steps; on boards without ice, about one.
+`uv run` in place of `python` installs what the first lines of this file name.)
 
 A policy says which action to take in each cell. The learned policy is greedy: it takes the action
 with the largest Q. A maze is small enough to compute exactly what a policy is worth, its expected
@@ -56,15 +59,15 @@ arguments, which have shapes but no values, and records the operations ("tracing
 run what was recorded; a call with other shapes records anew. A compiled function returns at once,
 with arrays that are still being computed; `jax.device_get` waits for them and gives NumPy's arrays.
 Every argument becomes a placeholder, plain numbers too. `if` on a placeholder is an error: where
-the values of arrays decide, use `jnp.where`. The settings are one object, `args` of class Args. It
-and the maze are not passed to the compiled function: `partial(f, args, maze)` fills them in as the
-first arguments of f before f is compiled. So they are constants, and `if` works on settings. In a
-dict that is an argument, only the arrays become placeholders; its names stay strings. Outside of
+the values of arrays decide, use `jnp.where`. The settings are one object, `args` of class Args.
+Settings and maze are not passed to the compiled function: `partial(f, args, maze)` fills them in as
+the first arguments of f before f is compiled. So both are constants, and `if` works on settings. In
+a dict that is an argument, only the arrays become placeholders; its names stay strings. Outside of
 compiled functions there are no placeholders: `jnp` computes at once, like NumPy. JAX's arrays never
 change: `x.at[i].add(1)` is a new array, with x[i] one larger; compiled, it is usually done in
-place. `jax.tree.map(f, tree)` calls f on each array in a named tuple or dict. `jax.grad(f)` is a
-function: it computes the gradient of f with respect to its first argument, and if that is a dict,
-the gradient is a dict too.
+place. `jax.tree.map(f, tree)` calls f on each array in a named tuple or dict, and returns one of
+the same form. `jax.grad(f)` is a function: it computes the gradient of f with respect to its first
+argument, and if that is a dict, the gradient is a dict too.
 
 Letters in shapes: C cells of the board, A actions, B several cells at once.
 """
@@ -201,7 +204,10 @@ def init_params(method, sizes):
 
 
 def q_values(params, obs):
-    """Q(s, a) of every action. obs is a cell's number, and gives (A,); or (B,), giving (B, A)."""
+    """Q(s, a) of every action. obs, the observation, is a cell's number: () -> (A,).
+
+    Or the numbers of several cells: (B,) -> (B, A).
+    """
     if "q_table" in params:  # names are known while compiling, so `if` works
         return params["q_table"][obs]
     # The product picks a row of w0: a table is a network on one-hot states.
@@ -218,8 +224,9 @@ def update(args, params, obs, action, reward, next_obs, terminated, alpha):
         q_table = params["q_table"]
         return {"q_table": q_table.at[obs, action].add(alpha * (target - q_table[obs, action]))}
 
-    # The target y was computed outside of loss_fn, so jax.grad takes it as a constant. The gradient
-    # is a dict like params. Its w0 is -(y - Q(s, a)) at (obs, action), and 0 elsewhere.
+    # y depends on the weights too, by Q(s', a'), but Q-learning only moves Q(s, a) toward it. So y
+    # must be a constant here. It is one for jax.grad, because it was computed outside of loss_fn.
+    # The gradient is a dict like params. Its w0 is -(y - Q(s, a)) at (obs, action), else 0.
     def loss_fn(params):
         return 0.5 * (target - q_values(params, obs)[action]) ** 2
 
@@ -269,7 +276,8 @@ def act_and_learn(args, maze, agent, noise):
 def train_chunk(args, maze, agent, noise, steps):
     """A chunk of steps. Returns the Agent, how many episodes ended, and the sum of their returns.
 
-    noise has four random numbers in a row for each step, and may have more rows than steps.
+    noise has four random numbers in a row for each step. It may have more rows than steps, because
+    the last chunk may be shorter, and noise of another shape would be compiled anew.
     """
 
     def one_step(i, carry):
@@ -278,16 +286,17 @@ def train_chunk(args, maze, agent, noise, steps):
         return agent, episodes + ended, total + jnp.where(ended, returns, 0)
 
     # A compiled loop: for i in range(steps): carry = one_step(i, carry)
+    # (Python's `for` can't count to a placeholder.)
     return jax.lax.fori_loop(0, steps, one_step, (agent, 0, 0.0))
 
 
 def train(args):
-    """Returns params, progress (one row for each chunk of steps) and timings.
+    """Returns params, progress (one row for each chunk of steps), and a dict of counts and times.
 
     The columns of progress: the environment step; the mean return of the episodes that ended in the
-    chunk, random actions and random starts included; and the largest |Q - exact Q| over all free
-    cells and actions, where Q is the average that train would return if it stopped there. Ctrl-C
-    ends the run early. Raises BadInput on bad settings.
+    chunk (nan if none did), random actions and random starts included; and the largest |Q - exact
+    Q| over all free cells and actions, where Q is the average that train would return if it stopped
+    there. Ctrl-C ends the run early. Raises BadInput on bad settings.
     """
     check(args)
     started = time.time()
@@ -301,9 +310,9 @@ def train(args):
     agent = init_agent(args, maze)
     world = jax.tree.map(jnp.asarray, maze)  # in `step`, placeholders can't index NumPy's arrays
     # `partial` fills in the first arguments, as constants. Donated: the new agent overwrites the
-    # old one in memory.
+    # old one in memory, which can't be used any more.
     run_chunk = jax.jit(partial(train_chunk, args, world), donate_argnames="agent")
-    # Compile by a first call. `steps` is a placeholder, so later calls may make more than 0.
+    # Compile by a first call, of 0 steps. (`steps` is a placeholder, so later calls may make more.)
     agent, _, _ = run_chunk(agent, noise, 0)
     compiled = printed = time.time()
     env_steps = 0
@@ -314,7 +323,7 @@ def train(args):
     with contextlib.suppress(KeyboardInterrupt):
         while env_steps < timesteps:
             steps = min(chunk, timesteps - env_steps)
-            # The call returns at once, so NumPy draws the next noise, a new array, while JAX works.
+            # The call returns at once. While JAX works with this noise, NumPy draws the next.
             agent, episodes, total = run_chunk(agent, noise, steps)
             noise = rng.random(noise.shape, np.float32)
             params, episodes, total = jax.device_get((agent.params, episodes, total))
