@@ -1,0 +1,95 @@
+"""Why ours differs from CleanRL in LunarLander: python results/causes.py
+
+Where peers.md shows a difference, its cause is looked for in copies of our script, each with a
+patch of results/causes/. This is the only program that changes lines of a script: what it finds
+explains the tables of peers.md, and is no part of them. It needs the program `patch`. A run takes a
+minute on one core, and is not repeated; results/causes.csv gets a line for each agent, and
+results/tables.py a table in peers.md.
+
+    first_weights.patch  draws the first weights as CleanRL does, by Flax: variance 1 / in
+    act_at_once.patch    also acts with the newest weights, not with those one update old
+"""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import tyro
+from measure import LANDER, ROOT, all_rows, commit, machine, versions
+
+FOUND = ROOT / "results" / "causes.csv"
+RUNS = ROOT / "runs" / "causes"
+COLUMNS = "patches seed mean std worst date device versions commit".split()
+ROW = "LunarLander, plain"  # of measure.py
+WEIGHTS = "first_weights.patch"
+ACTING = "act_at_once.patch"
+VARIANTS = (WEIGHTS,), (WEIGHTS, ACTING)
+
+
+def patched(patches):
+    """A folder with a copy of the script in which the patches are applied."""
+    folder = RUNS / " ".join(patches)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / LANDER, folder)
+    for patch in patches:
+        source = ROOT / "results" / "causes" / patch
+        subprocess.run(["patch", "--quiet", LANDER, source], cwd=folder, check=True)
+    return folder
+
+
+def run(patches, seed, core):
+    """Train an agent with the patched copy, and add what came of it to causes.csv."""
+    row = next(row for row in all_rows() if row.name == ROW)
+    folder = RUNS / " ".join(patches)
+    output = folder / str(seed)
+    shutil.rmtree(output, ignore_errors=True)
+    command = ["taskset", "-c", core, sys.executable, LANDER, *row.flags.split()]
+    command += ["--seed", str(seed), "--output-dir", str(output)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=folder, capture_output=True, check=True, env=environment)
+    agent = json.loads((output / "summary.json").read_text())["seeds"][0]
+    line = {"patches": " ".join(patches), "seed": seed, "date": time.strftime("%Y-%m-%d")}
+    line |= {"device": machine(), "versions": versions(), "commit": commit()}
+    for name, column in (("mean", "mean"), ("std", "std"), ("min", "worst")):
+        line[column] = round(agent[f"eval_return_{name}"], 4)
+    with FOUND.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(line)
+    print(line["patches"], seed, line["mean"], flush=True)
+
+
+def main() -> None:
+    """Run what is missing, one process on each core."""
+    known = set()
+    if FOUND.exists():
+        with FOUND.open(newline="") as file:
+            known = {(line["patches"], line["seed"]) for line in csv.DictReader(file)}
+    row = next(row for row in all_rows() if row.name == ROW)
+    jobs = []
+    for patches in VARIANTS:
+        patched(patches)
+        for seed in range(row.first_seed, row.first_seed + row.runs):
+            if (" ".join(patches), str(seed)) not in known:
+                jobs.append((patches, seed))
+    free = [str(core) for core in os.sched_getaffinity(0)]
+
+    def one(job):
+        core = free.pop()
+        try:
+            run(*job, core)
+        finally:
+            free.append(core)
+
+    with ThreadPoolExecutor(len(free)) as pool:
+        list(pool.map(one, jobs))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
