@@ -90,12 +90,12 @@ were not used to choose the settings, but to test earlier ones.)
 
 No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
 average of its gradients' size), errors y - Q are not clipped, observations are divided by usual
-sizes (OBS_SCALE), and epsilon falls from the first step on, not only once learning has started.
-Plain DQN, below, undoes the first five departures of the table. It has 10 environments instead of
-1, so that an update follows every 10 steps, as in CleanRL and PureJaxRL, two collections of such
-files. (With --num-envs 1, an update follows every step. In the paper, one follows every 4 steps of
-one environment. With --num-envs 4 there are as many updates, but each of 4 environments makes one
-step.)
+sizes (OBS_SCALE), and epsilon falls from the first step on, not only once learning has started. (Of
+the first weights, whose variance is 2 / in here, the paper says nothing.) Plain DQN, below, undoes
+the first five departures of the table. It has 10 environments instead of 1, so that an update
+follows every 10 steps, as in CleanRL and PureJaxRL, two collections of such files. (With --num-envs
+1, an update follows every step. In the paper, one follows every 4 steps of one environment. With
+--num-envs 4 there are as many updates, but each of 4 environments makes one step.)
 
     python dqn_cartpole_jax.py --n-step 1 --tau 1 --target-network-frequency 500 --no-anneal-lr \
         --no-layer-norm --learning-starts 10000 --num-envs 10 --total-timesteps 500000 \

@@ -121,7 +121,9 @@ none is decisive alone, at these settings.
 
 No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
 average of its gradients' size), the paper's clipping of errors y - Q and of rewards to between -1
-and 1 is left out, and the agent acts with weights that are one group of updates old.
+and 1 is left out, epsilon falls from the first step on, not only once learning has started, and the
+agent acts with weights that are one group of updates old. (Of the first weights, whose variance is
+2 / in here, the paper says nothing.)
 
 Plain DQN has all departures of the table undone. It also has other settings than the defaults, like
 those of dqn_jax.py in CleanRL (single files of many algorithms,
