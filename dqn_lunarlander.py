@@ -133,7 +133,7 @@ clipping them:
 
 Except for the squared errors and what no flag undoes, this is the algorithm of the paper. Of 30
 agents, 21 solve LunarLander: mean 200.6. (First weights matter: with CleanRL's, of variance 1 / in,
-30 agents reach 155.6 ± 22.3, which is what CleanRL reaches; see results/peers.md.)
+30 agents reach 155.6 ± 22.2, which is what CleanRL reaches; see results/peers.md.)
 
 The defaults need no fine tuning: with one number of them doubled or halved, or with another number
 of layers, all 6 agents solve LunarLander (6 for each change). (For gamma, what is doubled or halved
