@@ -3,8 +3,8 @@
 Where peers.md shows a difference, its cause is looked for in copies of our script, each with a
 patch of results/causes/. This is the only program that changes lines of a script: what it finds
 explains the tables of peers.md, and is no part of them. It needs the program `patch`. A run takes a
-minute on one core, and is not repeated; results/causes.csv gets a line for each agent, and
-results/tables.py a table in peers.md.
+minute on one core, and is not repeated; results/causes.csv gets a line for each agent, curves.csv
+its training returns, and results/tables.py makes a table of them in peers.md.
 
     first_weights.patch  draws the first weights as CleanRL does, by Flax: variance 1 / in
     act_at_once.patch    also acts with the newest weights, not with those one update old
@@ -21,11 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import tyro
 from measure import LANDER, ROOT, all_rows, commit, machine, versions
+from peers import add_curve
 
 FOUND = ROOT / "results" / "causes.csv"
 RUNS = ROOT / "runs" / "causes"
 COLUMNS = "patches seed mean std worst date device versions commit".split()
 ROW = "LunarLander, plain"  # of measure.py
+STEPS = 500_000  # of that row
 WEIGHTS = "first_weights.patch"
 ACTING = "act_at_once.patch"
 VARIANTS = (WEIGHTS,), (WEIGHTS, ACTING)
@@ -62,6 +64,7 @@ def run(patches, seed, core):
         if file.tell() == 0:
             writer.writeheader()
         writer.writerow(line)
+    add_curve(line["patches"], seed, STEPS, output / "returns.csv")
     print(line["patches"], seed, line["mean"], flush=True)
 
 

@@ -1,9 +1,9 @@
 """Draw the README's pictures: python results/pictures.py [--only NAME ...]
 
 maze.png, pole.gif and lander.gif come from runs with seed 6100; curves.png from five agents for
-each environment, seeds 6100 to 6104; same.png from results/curves.csv, which peers.py writes. None
-was picked for its result. It needs the packages of requirements.txt, and takes about ten minutes on
-two cores. The runs stay in runs/pictures.
+each environment, seeds 6100 to 6104; same.png from results/curves.csv, which peers.py and causes.py
+write. None was picked for its result. It needs the packages of requirements.txt, and takes about
+ten minutes on two cores. The runs stay in runs/pictures.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import gymnasium
 import imageio.v3
 import numpy as np
 import tyro
+from causes import WEIGHTS
 from matplotlib.figure import Figure
 from scipy.stats import t as student  # JAX needs SciPy too
 
@@ -201,17 +202,18 @@ def draw_curve(axes, agents):
 
 
 def same():
-    """same.png: CleanRL's learning curves and ours at its settings."""
+    """same.png: CleanRL's learning curves and ours at its settings, with its first weights too."""
     with (RESULTS / "curves.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     rows = {
         "CartPole-v1": ("CleanRL, CartPole", "CartPole in Gymnasium, plain"),
-        "LunarLander-v3": ("CleanRL, LunarLander", "LunarLander, plain"),
+        "LunarLander-v3": ("CleanRL, LunarLander", "LunarLander, plain", WEIGHTS),
     }
     for axes, (env_id, names) in zip(figure.subplots(1, 2), rows.items(), strict=True):
         labels = "CleanRL's dqn_jax.py", "dqn_lunarlander.py, the same settings"
-        for name, label in zip(names, labels, strict=True):
+        labels += ("the same, with CleanRL's first weights",)
+        for name, label in zip(names, labels, strict=False):  # two curves or three
             agents = {}
             for line in lines:
                 if line["row"] == name:
