@@ -200,7 +200,7 @@ def all_rows():
     zoo += " --buffer-size 50000 --train-frequency 4 --gradient-steps 4 --hidden-sizes 256 256"
     zoo += " --end-e 0.1 --exploration-fraction 0.12 --total-timesteps 100000"
     yield Row("LunarLander, as RL Zoo", LANDER, zoo, 7000, 10)
-    yield Row("CartPole, as jym", CARTPOLE, JYM, 7000, 1, 100)
+    yield Row("CartPole, as jym", CARTPOLE, JYM, 8000, 1, 100)
     for flag in ("--n-step 1 ", " --loss squared", " --reward-scale 1"):
         flags = flags.replace(flag, "")
     flags = flags.replace(" --total-timesteps 500000", "")

@@ -368,7 +368,9 @@ def causes_of(found):
     theirs = peers_agents().get("CleanRL, LunarLander")
     variants = {(): found.get(causes.ROW)}
     for patches in causes.VARIANTS:
-        variants[patches] = [x for x in read(causes.FOUND) if x["patches"] == " ".join(patches)]
+        variants[patches] = [
+            x for x in read(causes.FOUND) if x["patches"] == causes.name_of(patches)
+        ]
     if not theirs or any(len(x or ()) != len(theirs) for x in variants.values()):
         return None
     result = {None: figures(theirs)}
