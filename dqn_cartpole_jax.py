@@ -139,7 +139,7 @@ from jax import Array
 class Args:
     """DQN on CartPole-v1."""
 
-    seed: int = 1  # the same seed, machine and versions give the same result
+    seed: int = 1  # the same seed, num_seeds, machine and versions give the same result
     num_seeds: int = 1  # agents to train at once, from this seed on
     total_timesteps: int = 200_000  # environment steps of each agent
     num_envs: int = 32  # environments that step together; an update follows each joint step

@@ -107,13 +107,13 @@ first 10 of the 20 agents above.
     updates come in groups, 10 after 32 steps   --train-frequency 4 --gradient-steps 1  279.1 ±  3.8
 
 n steps, the falling learning rate, normalization and the rewards' constant change the return by
-more than chance (Welch's test: p is at most 0.036; for the others, at least 0.17). With a constant
-rate some agents end badly, with a lower one too: at a constant rate of 1e-3, 10 agents reach 139.9
-± 130.6. Updates come in groups for speed. Rewards, of up to 100, are multiplied by 0.03, so that
-most errors y - Q are below 1, where h is a square. For an environment of your own, choose the
-constant so that Q, about the sum of the next 1 / (1 - gamma) rewards, is of the size that it has
-here: 1 to 10. Huber's loss is in the paper, as error clipping. With --loss squared, these 10 agents
-reach 271.6.
+more than is likely by chance (Welch's test, not corrected for eight comparisons: p is at most
+0.036; for the others, at least 0.17). With a constant rate some agents end badly, with a lower one
+too: at a constant rate of 1e-3, 10 agents reach 139.9 ± 130.6. Updates come in groups for speed.
+Rewards, of up to 100, are multiplied by 0.03, so that most errors y - Q are below 1, where h is a
+square. For an environment of your own, choose the constant so that Q, about the sum of the next
+1 / (1 - gamma) rewards, is of the size that it has here: 1 to 10. Huber's loss is in the paper, as
+error clipping. With --loss squared, these 10 agents reach 271.6.
 
 No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
 average of its gradients' size), the paper's clipping of rewards to between -1 and 1 is left out,

@@ -87,7 +87,7 @@ JYM += " --learning-rate 1e-3 --buffer-size 512 --batch-size 32 --num-envs 1"
 # Its epsilon is 0.3 / (1 + t / 1000), with a mean of 0.046 over its 20,000 steps.
 JYM += " --hidden-sizes 64 64 64 --end-e 0.046 --exploration-fraction 0 --total-timesteps 20000"
 # The settings of the five tutorials (results/tutorials.md), the fifth is JYM's; and of other
-# environments (results/environments.md), chosen once, without trying others.
+# environments (results/environments.md, which says how they were chosen).
 PAPER = "--no-anneal-lr --no-layer-norm --learning-rate 1e-3 --batch-size 32 --train-frequency 4"
 PAPER += " --gradient-steps 1"
 VALUES = f"{PAPER} --n-step 1 --no-double-dqn --loss squared --reward-scale 1"

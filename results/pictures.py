@@ -21,7 +21,7 @@ import gymnasium
 import imageio.v3
 import numpy as np
 import tyro
-from causes import WEIGHTS
+from causes import ACTING, WEIGHTS, name_of
 from matplotlib.figure import Figure
 from scipy.stats import t as student  # JAX needs SciPy too
 
@@ -206,14 +206,15 @@ def same():
     with (RESULTS / "curves.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     figure = Figure(figsize=(9, 3.4), layout="constrained")
+    patched = WEIGHTS, name_of((WEIGHTS, ACTING))
     rows = {
         "CartPole-v1": ("CleanRL, CartPole", "CartPole in Gymnasium, plain"),
-        "LunarLander-v3": ("CleanRL, LunarLander", "LunarLander, plain", WEIGHTS),
+        "LunarLander-v3": ("CleanRL, LunarLander", "LunarLander, plain", *patched),
     }
     for axes, (env_id, names) in zip(figure.subplots(1, 2), rows.items(), strict=True):
         labels = "CleanRL's dqn_jax.py", "dqn_lunarlander.py, the same settings"
-        labels += ("the same, with CleanRL's first weights",)
-        for name, label in zip(names, labels, strict=False):  # two curves or three
+        labels += "with CleanRL's first weights", "and acting with the newest weights"
+        for name, label in zip(names, labels, strict=False):  # two curves or four
             agents = {}
             for line in lines:
                 if line["row"] == name:
