@@ -129,6 +129,7 @@ ROWS = [
         200_000,
         "LunarLander, as SB3",
         f"{CLIPS} update old",
+        runs=5,
         timed_steps=20_000,
     ),
     Row(

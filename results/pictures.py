@@ -21,7 +21,7 @@ import gymnasium
 import imageio.v3
 import numpy as np
 import tyro
-from causes import ACTING, WEIGHTS, name_of
+from causes import ROW, name_of
 from matplotlib.figure import Figure
 from scipy.stats import t as student  # JAX needs SciPy too
 
@@ -202,22 +202,20 @@ def draw_curve(axes, agents):
 
 
 def same():
-    """same.png: CleanRL's learning curves and ours at its settings, with its first weights too."""
+    """same.png: CleanRL's learning curves and ours at its settings."""
     with (RESULTS / "curves.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    patched = WEIGHTS, name_of((WEIGHTS, ACTING))
     rows = {
         "CartPole-v1": ("CleanRL, CartPole", "CartPole in Gymnasium, plain"),
-        "LunarLander-v3": ("CleanRL, LunarLander", "LunarLander, plain", *patched),
+        "LunarLander-v3": ("CleanRL, LunarLander", "LunarLander, plain"),
     }
     for axes, (env_id, names) in zip(figure.subplots(1, 2), rows.items(), strict=True):
         labels = "CleanRL's dqn_jax.py", "dqn_lunarlander.py, the same settings"
-        labels += "with CleanRL's first weights", "and acting with the newest weights"
-        for name, label in zip(names, labels, strict=False):  # two curves or four
+        for name, label in zip(names, labels, strict=True):
             agents = {}
             for line in lines:
-                if line["row"] == name:
+                if line["row"] == name or (name, line["row"]) == (ROW, name_of(())):  # both sets
                     curve = agents.setdefault(line["seed"], {})
                     curve[int(line["env_steps"])] = float(line["return"])
             steps = sorted(set.intersection(*map(set, agents.values())))
