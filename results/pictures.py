@@ -21,7 +21,7 @@ import gymnasium
 import imageio.v3
 import numpy as np
 import tyro
-from causes import ROW, name_of
+from causes import ROW, VARIANTS, name_of
 from matplotlib.figure import Figure
 from scipy.stats import t as student  # JAX needs SciPy too
 
@@ -206,17 +206,19 @@ def same():
     with (RESULTS / "curves.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     figure = Figure(figsize=(9, 3.4), layout="constrained")
+    small = [name_of(patches) for patches in VARIANTS if patches]
     rows = {
-        "CartPole-v1": ("CleanRL, CartPole", "CartPole in Gymnasium, plain"),
-        "LunarLander-v3": ("CleanRL, LunarLander", "LunarLander, plain"),
+        "CartPole-v1": (["CleanRL, CartPole"], ["CartPole in Gymnasium, plain"]),
+        "LunarLander-v3": (["CleanRL, LunarLander"], [ROW, name_of(())], small),
     }
-    for axes, (env_id, names) in zip(figure.subplots(1, 2), rows.items(), strict=True):
+    for axes, (env_id, groups) in zip(figure.subplots(1, 2), rows.items(), strict=True):
         labels = "CleanRL's dqn_jax.py", "dqn_lunarlander.py, the same settings"
-        for name, label in zip(names, labels, strict=True):
+        labels += ("with first weights as small as CleanRL's",)
+        for names, label in zip(groups, labels, strict=False):  # two groups or three
             agents = {}
             for line in lines:
-                if line["row"] == name or (name, line["row"]) == (ROW, name_of(())):  # both sets
-                    curve = agents.setdefault(line["seed"], {})
+                if line["row"] in names:
+                    curve = agents.setdefault((line["row"], line["seed"]), {})
                     curve[int(line["env_steps"])] = float(line["return"])
             steps = sorted(set.intersection(*map(set, agents.values())))
             values = np.array([[curve[step] for step in steps] for curve in agents.values()])

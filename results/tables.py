@@ -449,7 +449,8 @@ def causes_table(found):
     pairs += [("A, B and C", "ours, both"), (list(GROUPS)[6], "ours, second set")]
     for a, b in pairs:
         chances = [welch(x, y)[2] for x, y in zip(groups[a], groups[b], strict=True)]
-        text += row_of(f"{a}, against {b}", *(f"{p:.2g}" if p > 1e-4 else "< 0.0001" for p in chances))
+        cells = [f"{p:.2g}" if p > 1e-4 else "< 0.0001" for p in chances]
+        text += row_of(f"{a}, against {b}", *cells)
     return text
 
 
@@ -526,11 +527,12 @@ and seed + 2, so agents with consecutive seeds share random numbers: its seeds h
 
 Some rows had fewer agents at first, and were given more after a look at the result. So their p is
 smaller, or larger, than a p of a number of agents that was fixed before. Beside CleanRL in
-LunarLander there were ten a side (p = 0.07), then 30; beside Stable-Baselines3 and SBX five
-(p = 0.15 to 0.98), then ten (but for Stable-Baselines3 at the common setting). Beside jym there were ten a side (p = 0.86), then 30 (jym 296.7, ours
-203.2, p = 0.013), then 100 of ours (257.7, p = 0.25). As that was a choice after the fact, and on
-one side, the row was measured anew, with 100 agents a side, a number fixed before, and seeds that
-had not been used. Eight comparisons are not corrected for being eight.
+LunarLander there were ten a side (p = 0.07), then 30; beside Stable-Baselines3 and SBX five (p =
+0.15 to 0.98), then ten (but for Stable-Baselines3 at the common setting). Beside jym there were ten
+a side (p = 0.86), then 30 (jym 296.7, ours 203.2, p = 0.013), then 100 of ours (257.7, p = 0.25).
+As that was a choice after the fact, and on one side, the row was measured anew, with 100 agents a
+side, a number fixed before, and seeds that had not been used. Eight comparisons are not corrected
+for being eight.
 
 Each agent of theirs plays the same 100 starts. Those of ours depend on its seed, but for
 dqn_cartpole_jax.py, where they are the same for all. What the choice of starts adds to the error of
