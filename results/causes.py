@@ -1,4 +1,4 @@
-"""Why ours differs from CleanRL in LunarLander: python results/causes.py
+"""Why ours differs from CleanRL in LunarLander, and from jym: python results/causes.py
 
 Where peers.md shows a difference, its cause is looked for in copies of our script, each with a
 patch of results/causes/. This is the only program that changes lines of a script: what it finds
@@ -10,9 +10,10 @@ its training returns, and results/tables.py makes a table of them in peers.md.
                          distribution with the variance 1 / in, not a uniform one with 2 / in
     act_at_once.patch    also acts with the newest weights, not with those one update old
     variance.patch       changes only the variance of the first weights, to 1 / in
+    no_scale.patch       does not divide CartPole's observations by usual sizes (for jym)
 
 The first two were run with the seeds of ours in peers.md, whose agents were the reason to look for
-a cause. variance.patch and, beside it, ours without a patch have seeds of their own.
+a cause. The others and, beside them, ours without a patch have seeds of their own.
 """
 
 import csv
@@ -25,58 +26,68 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import tyro
-from measure import LANDER, ROOT, all_rows, commit, machine, versions
+from measure import CARTPOLE, LANDER, ROOT, all_rows, commit, machine, versions
 from peers import add_curve
 
 FOUND = ROOT / "results" / "causes.csv"
 RUNS = ROOT / "runs" / "causes"
-COLUMNS = "patches seed mean std worst date device versions commit".split()
+COLUMNS = "row patches seed mean std worst date device versions commit".split()
 ROW = "LunarLander, plain"  # of measure.py
 STEPS = 500_000  # of that row
+JYM = "CartPole, as jym"  # of measure.py
 WEIGHTS = "first_weights.patch"
 ACTING = "act_at_once.patch"
 VARIANCE = "variance.patch"
+NO_SCALE = "no_scale.patch"
 VARIANTS = {(WEIGHTS,): 6500, (WEIGHTS, ACTING): 6500, (): 8000, (VARIANCE,): 8000}  # first seeds
 AGENTS = 30
+JYM_VARIANTS = {(): 8100, (NO_SCALE,): 8100}
+JYM_AGENTS = 100  # in one process
 
 
 def name_of(patches):
     return " ".join(patches) or "no patch"
 
 
-def patched(patches):
+def patched(script, patches):
     """A folder with a copy of the script in which the patches are applied."""
-    folder = RUNS / name_of(patches)
+    folder = RUNS / f"{script} {name_of(patches)}"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / LANDER, folder)
+    shutil.copy(ROOT / script, folder)
     for patch in patches:
         source = ROOT / "results" / "causes" / patch
-        subprocess.run(["patch", "--quiet", LANDER, source], cwd=folder, check=True)
+        subprocess.run(["patch", "--quiet", script, source], cwd=folder, check=True)
     return folder
 
 
-def run(patches, seed, core):
-    """Train an agent with the patched copy, and add what came of it to causes.csv."""
-    row = next(row for row in all_rows() if row.name == ROW)
-    folder = RUNS / name_of(patches)
+def run(name, patches, seed, core):
+    """Train with the patched copy at the settings of a row; add what came of it to causes.csv."""
+    row = next(row for row in all_rows() if row.name == name)
+    folder = RUNS / f"{row.script} {name_of(patches)}"
     output = folder / str(seed)
     shutil.rmtree(output, ignore_errors=True)
-    command = ["taskset", "-c", core, sys.executable, LANDER, *row.flags.split()]
+    command = ["taskset", "-c", core, sys.executable, row.script, *row.flags.split()]
     command += ["--seed", str(seed), "--output-dir", str(output)]
+    if row.agents > 1:
+        command += ["--num-seeds", str(row.agents)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=folder, capture_output=True, check=True, env=environment)
-    agent = json.loads((output / "summary.json").read_text())["seeds"][0]
-    line = {"patches": name_of(patches), "seed": seed, "date": time.strftime("%Y-%m-%d")}
-    line |= {"device": machine(), "versions": versions(), "commit": commit()}
-    for name, column in (("mean", "mean"), ("std", "std"), ("min", "worst")):
-        line[column] = round(agent[f"eval_return_{name}"], 4)
+    same = {"row": name, "patches": name_of(patches), "date": time.strftime("%Y-%m-%d")}
+    same |= {"device": machine(), "versions": versions(), "commit": commit()}
+    lines = []
+    for agent in json.loads((output / "summary.json").read_text())["seeds"]:
+        line = same | {"seed": agent["seed"]}
+        for key, column in (("mean", "mean"), ("std", "std"), ("min", "worst")):
+            line[column] = round(agent[f"eval_return_{key}"], 4)
+        lines.append(line)
     with FOUND.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if file.tell() == 0:
             writer.writeheader()
-        writer.writerow(line)
-    add_curve(line["patches"], seed, STEPS, output / "returns.csv")
-    print(line["patches"], seed, line["mean"], flush=True)
+        writer.writerows(lines)
+    if name == ROW:
+        add_curve(name_of(patches), seed, STEPS, output / "returns.csv")
+    print(name, name_of(patches), seed, lines[0]["mean"], flush=True)
 
 
 def main() -> None:
@@ -84,13 +95,16 @@ def main() -> None:
     known = set()
     if FOUND.exists():
         with FOUND.open(newline="") as file:
-            known = {(line["patches"], line["seed"]) for line in csv.DictReader(file)}
-    jobs = []
+            for line in csv.DictReader(file):
+                known.add((line["row"], line["patches"], line["seed"]))
+    wanted = []
     for patches, first in VARIANTS.items():
-        patched(patches)
-        for seed in range(first, first + AGENTS):
-            if (name_of(patches), str(seed)) not in known:
-                jobs.append((patches, seed))
+        patched(LANDER, patches)
+        wanted += [(ROW, patches, seed) for seed in range(first, first + AGENTS)]
+    for patches, first in JYM_VARIANTS.items():
+        patched(CARTPOLE, patches)
+        wanted.append((JYM, patches, first))
+    jobs = [job for job in wanted if (job[0], name_of(job[1]), str(job[2])) not in known]
     free = [str(core) for core in os.sched_getaffinity(0)]
 
     def one(job):

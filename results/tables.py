@@ -123,21 +123,25 @@ def read(path):
 def agents_of_rows():
     """The agents of each row that is complete: name to list of lines.
 
-    Only agents that the row's flags and the code of today have made count. Of several lines for an
-    agent, from different machines, the newest counts.
+    Only agents that the row's flags, its seeds and the code of today have made count. Of several
+    lines for an agent, from different machines, the newest counts.
     """
     found = {row.name: {} for row in all_rows()}
     flags = {row.name: row.flags for row in all_rows()}
+    seeds = {}
+    for row in all_rows():
+        seeds[row.name] = range(row.first_seed, row.first_seed + row.runs * row.agents)
     codes = {name: code_of(name) for name in (MAZE, CARTPOLE, LANDER, PENDULUM)}
     for line in read(measure.AGENTS):
         if flags.get(line["row"]) == line["flags"] and codes[line["script"]] == line["code"]:
-            found[line["row"]][int(line["seed"])] = line
+            if int(line["seed"]) in seeds[line["row"]]:
+                found[line["row"]][int(line["seed"])] = line
     complete = {row.name for row in all_rows() if len(found[row.name]) == row.runs * row.agents}
     agents = {name: [found[name][seed] for seed in sorted(found[name])] for name in complete}
     if complete.issuperset(SETS):
         agents["InvertedPendulum, all sets"] = [line for name in SETS for line in agents[name]]
     # Thirty more at CleanRL's settings.
-    second = [line for line in read(causes.FOUND) if line["patches"] == causes.name_of(())]
+    second = copies(causes.ROW, causes.name_of(()))
     if causes.ROW in complete and len(second) == causes.AGENTS:
         for line in second:
             line |= {"solved": str(float(line["mean"]) >= 200), "env_steps": causes.STEPS}
@@ -405,12 +409,18 @@ GROUPS["A, B and C"] = [name for key in list(GROUPS)[4:] for name in GROUPS[key]
 WINDOWS = (160_000, 200_000), (240_000, 310_000)  # environment steps
 
 
+def copies(row, name):
+    """The agents of causes.csv with a row's settings and a name of patches."""
+    lines = read(causes.FOUND)
+    return [line for line in lines if (line["row"], line["patches"]) == (row, name)]
+
+
 def groups_of(found):
     """Greedy returns, and training returns in WINDOWS, of each agent of GROUPS; or None."""
     greedy = {CLEANRL: peers_agents().get(CLEANRL), causes.ROW: found.get(FIRST)}
     for patches in causes.VARIANTS:
         name = causes.name_of(patches)
-        greedy[name] = [line for line in read(causes.FOUND) if line["patches"] == name]
+        greedy[name] = copies(causes.ROW, name)
     if any(len(lines or ()) != causes.AGENTS for lines in greedy.values()):
         return None
     curves = {}
