@@ -1,4 +1,4 @@
-"""Why ours differs from CleanRL in LunarLander, and from jym: python results/causes.py
+"""Why ours differs from CleanRL, jym and SBX: python results/causes.py
 
 Where peers.md shows a difference, its cause is looked for in copies of our script, each with a
 patch of results/causes/. This is the only program that changes lines of a script: what it finds
@@ -43,6 +43,9 @@ VARIANTS = {(WEIGHTS,): 6500, (WEIGHTS, ACTING): 6500, (): 8000, (VARIANCE,): 80
 AGENTS = 30
 JYM_VARIANTS = {(): 8100, (NO_SCALE,): 8100}
 JYM_AGENTS = 100  # in one process
+ZOO = "LunarLander, as RL Zoo"  # of measure.py
+ZOO_VARIANTS = {(VARIANCE,): 7000}
+ZOO_AGENTS = 10
 
 
 def name_of(patches):
@@ -104,6 +107,9 @@ def main() -> None:
     for patches, first in JYM_VARIANTS.items():
         patched(CARTPOLE, patches)
         wanted.append((JYM, patches, first))
+    for patches, first in ZOO_VARIANTS.items():
+        patched(LANDER, patches)
+        wanted += [(ZOO, patches, seed) for seed in range(first, first + ZOO_AGENTS)]
     jobs = [job for job in wanted if (job[0], name_of(job[1]), str(job[2])) not in known]
     free = [str(core) for core in os.sched_getaffinity(0)]
 
