@@ -44,7 +44,7 @@ AGENTS = 30
 JYM_VARIANTS = {(): 8100, (NO_SCALE,): 8100}
 JYM_AGENTS = 100  # in one process
 ZOO = "LunarLander, as RL Zoo"  # of measure.py
-ZOO_VARIANTS = {(VARIANCE,): 7000}
+ZOO_VARIANTS = {(VARIANCE,): 7000, (VARIANCE, ACTING): 7000}
 ZOO_AGENTS = 10
 
 
