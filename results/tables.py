@@ -489,6 +489,8 @@ def zoo_table(found):
     theirs = peers_agents()
     groups = {"SBX": theirs.get("SBX, LunarLander, RL Zoo"), "ours": found.get(causes.ZOO)}
     groups["ours, first weights of variance 1 / in"] = copies(causes.ZOO, causes.VARIANCE)
+    both = causes.name_of((causes.VARIANCE, causes.ACTING))
+    groups["and acting with the newest weights"] = copies(causes.ZOO, both)
     if not all(len(lines or ()) == causes.ZOO_AGENTS for lines in groups.values()):
         return "(Not measured.)\n"
     text = row_of("RL Zoo", "agents", "seeds", "return", "less SBX's", "less ours")
@@ -593,9 +595,9 @@ ZOO_HEAD = """
 ## SBX at RL Zoo's settings, looked at closely
 
 SBX ends higher than ours there, Stable-Baselines3 does not. SBX's first weights have the variance
-1 / in, as CleanRL's have. With these, ours ends between the two; ten agents can't tell from which
-of them it differs. So first weights may explain a part. Not looked at: that ours acts with weights
-that are one group of four updates old.
+1 / in, as CleanRL's have, and ours acts with weights that are one group of four updates old. In
+copies of ours the first was undone, then both. The returns rise with each, and with both what is
+left to SBX is within chance; ten agents can't tell how much either matters.
 
 """
 JYM_HEAD = """
