@@ -411,7 +411,7 @@ WINDOWS = (160_000, 200_000), (240_000, 310_000)  # environment steps
 
 def copies(row, name):
     """The agents of causes.csv with a row's settings and a name of patches."""
-    lines = read(causes.FOUND)
+    lines = sorted(read(causes.FOUND), key=lambda line: int(line["seed"]))
     return [line for line in lines if (line["row"], line["patches"]) == (row, name)]
 
 
