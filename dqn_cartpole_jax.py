@@ -172,14 +172,14 @@ class BadRun(RuntimeError):
     """Training that can't go on: an error line, and exit status 1."""
 
 
-# ---------- Environment CartPole-v1 as in
-# https://gymnasium.farama.org/environments/classic_control/cart_pole/ For an environment of your
-# own, rewrite this section. Write `reset` and `step` for one environment; `jax.vmap` turns them
-# into functions of N. An EnvState needs a field `obs`, a vector of OBS_SIZE numbers; add what else
-# your environment has to remember. With gymnax, call its `reset_env` and `step_env` (its `step`
-# also resets), and keep its state in a field of EnvState. Install gymnax in a Python environment of
-# its own, because it wants older versions of Gymnasium and JAX than other files of this project.
-# This file runs there:
+# ---------- Environment
+# CartPole-v1 as in https://gymnasium.farama.org/environments/classic_control/cart_pole/
+# For an environment of your own, rewrite this section. Write `reset` and `step` for one
+# environment; `jax.vmap` turns them into functions of N. An EnvState needs a field `obs`, a vector
+# of OBS_SIZE numbers; add what else your environment has to remember. With gymnax, call its
+# `reset_env` and `step_env` (its `step` also resets), and keep its state in a field of EnvState.
+# Install gymnax in a Python environment of its own, because it wants older versions of Gymnasium
+# and JAX than other files of this project. This file runs there:
 #     python -m venv gymnax-env && gymnax-env/bin/pip install gymnax==1.0.1 six optax tyro
 
 OBS_SIZE = 4  # cart position (m), velocity (m/s), pole angle (rad), angular velocity (rad/s)
@@ -231,8 +231,8 @@ def init_params(key, sizes, layer_norm):
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
     # One draw serves all layers: this runs in a compiled function, and each draw adds 0.5 s to its
-    # compiling. Each layer uses the first part of its row. (sizes and layer_norm are
-    # constants there, no placeholders: `partial` has filled them in.)
+    # compiling. Each layer uses the first part of its row. (sizes and layer_norm are constants
+    # there, no placeholders: `partial` has filled them in.)
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):

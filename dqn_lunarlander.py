@@ -106,14 +106,14 @@ first 10 of the 20 agents above.
     rewards are multiplied by a constant        --reward-scale 1                        247.1 ± 10.5
     updates come in groups, 10 after 32 steps   --train-frequency 4 --gradient-steps 1  279.1 ±  3.8
 
-n steps, the falling learning rate, normalization and the rewards' constant change the return by
-more than is likely by chance (Welch's test, not corrected for eight comparisons: p is at most
-0.036; for the others, at least 0.17). With a constant rate some agents end badly, with a lower one
-too: at a constant rate of 1e-3, 10 agents reach 139.9 ± 130.6. Updates come in groups for speed.
-Rewards, of up to 100, are multiplied by 0.03, so that most errors y - Q are below 1, where h is a
-square. For an environment of your own, choose the constant so that Q, about the sum of the next
-1 / (1 - gamma) rewards, is of the size that it has here: 1 to 10. Huber's loss is in the paper, as
-error clipping. With --loss squared, these 10 agents reach 271.6.
+Targets of n steps, the falling learning rate, normalization and the rewards' constant change the
+return by more than is likely by chance (Welch's test, not corrected for eight comparisons: p is at
+most 0.036; for the others, at least 0.17). With a constant rate some agents end badly, with a lower
+one too: at a constant rate of 1e-3, 10 agents reach 139.9 ± 130.6. Updates come in groups for
+speed. Rewards, of up to 100, are multiplied by 0.03, so that most errors y - Q are below 1, where h
+is a square. For an environment of your own, choose the constant so that Q, about the sum of the
+next 1 / (1 - gamma) rewards, is of the size that it has here: 1 to 10. Huber's loss is in the
+paper, as error clipping. With --loss squared, 10 agents with the same seeds reach 271.6.
 
 No flag undoes these: Adam replaces RMSProp (both divide the step of each weight by a running
 average of its gradients' size), the paper's clipping of rewards to between -1 and 1 is left out,
@@ -133,7 +133,7 @@ clipping them:
 
 Except for the squared errors and what no flag undoes, this is the algorithm of the paper. Of 60
 agents, 32 solve LunarLander: mean 188.1. (CleanRL's own agents reach 162.2. Its first weights have
-half the variance, which is probably why: results/peers.md.)
+half the variance, which may be why: results/peers.md.)
 
 The defaults need no fine tuning: with one number of them doubled or halved, or with another number
 of layers, all 6 agents solve LunarLander (6 for each change). (For gamma, what is doubled or halved
@@ -256,8 +256,8 @@ def init_params(key, sizes, layer_norm):
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
     # One draw serves all layers: this runs in a compiled function, and each draw adds 0.5 s to its
-    # compiling. Each layer uses the first part of its row. (sizes and layer_norm are
-    # constants there, no placeholders: `partial` has filled them in.)
+    # compiling. Each layer uses the first part of its row. (sizes and layer_norm are constants
+    # there, no placeholders: `partial` has filled them in.)
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):
@@ -314,9 +314,9 @@ class Transition(NamedTuple):
 def extend(queue, new, ended, n_step):
     """Transitions of n steps, as in Rainbow (Hessel et al. 2018).
 
-    Transitions of n steps apply the formula of y n times, along the actions that were taken: y =
-    r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-). Such a transition holds
-    the sum as its reward, and gamma^n as its discount.
+    They come from applying the formula of y n times, along the actions that were taken:
+    y = r_1 + gamma r_2 + ... + gamma^(n-1) r_n + gamma^n max_a' Q(s_n, a'; w-). Such a transition
+    holds the sum as its reward, and gamma^n as its discount.
 
     Adds the step `new` to each transition in the queue, and starts one from it. A transition is
     complete when it has n steps; if the episode has ended, all are. Returns the complete ones, and

@@ -74,9 +74,9 @@ top without torque. (--reward-scale 0.03 makes that -0.5 to 0.) A return is the 
 in an episode, not discounted. An agent has solved InvertedPendulum-v5 if its mean return in 100
 episodes without random actions is at least 950 (Gymnasium's threshold); Pendulum-v1 has no
 threshold. With the defaults, 88 of 90 agents solve InvertedPendulum-v5: mean 992.6, the worst agent
-683.7. (30 of 30 with seeds that nobody had seen when the settings were chosen, and 29 of each other
-30. When an episode ends early, the cart has drifted to the end of its rail.) On Pendulum-v1, with
-the command above, 20 agents reach -149.2 on average.
+683.7. (30 of 30 with seeds that nobody had seen when the settings were chosen, and 29 of 30 in each
+of two other sets. When an episode ends early, the cart has drifted to the end of its rail.) On
+Pendulum-v1, with the command above, 20 agents reach -149.2 on average.
 
 To learn DQN, read `init_params`, `q_values`, `Transition`, `sample`, `Learner`, `update`, `learn`,
 `act` and `train`, in this order (for --q-input state-action, also `q_of_actions` and `draw_actions`
@@ -266,8 +266,8 @@ def init_params(key, sizes, layer_norm):
     shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
     largest = max(n_in * n_out for n_in, n_out in shapes)
     # One draw serves all layers: this runs in a compiled function, and each draw adds 0.5 s to its
-    # compiling. Each layer uses the first part of its row. (sizes and layer_norm are
-    # constants there, no placeholders: `partial` has filled them in.)
+    # compiling. Each layer uses the first part of its row. (sizes and layer_norm are constants
+    # there, no placeholders: `partial` has filled them in.)
     draws = jax.random.uniform(key, (len(shapes), largest), np.float32, -1, 1)
     params = {}
     for i, (n_in, n_out) in enumerate(shapes):

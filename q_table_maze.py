@@ -294,9 +294,9 @@ def train(args):
     """Returns params, progress (one row for each chunk of steps), and a dict of counts and times.
 
     The columns of progress: the environment step; the mean return of the episodes that ended in the
-    chunk (nan if none did), random actions and random starts included; and the largest |Q - exact
-    Q| over all free cells and actions, where Q is the average that train would return if it stopped
-    there. Ctrl-C ends the run early. Raises BadInput on bad settings.
+    chunk (nan if none did), random actions and random starts included; and the largest distance
+    from Q to the exact Q, over all free cells and actions, where Q is the average that train would
+    return if it stopped there. Ctrl-C ends the run early. Raises BadInput on bad settings.
     """
     check(args)
     started = time.time()

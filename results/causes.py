@@ -2,9 +2,9 @@
 
 Where peers.md shows a difference, its cause is looked for in copies of our script, each with a
 patch of results/causes/. This is the only program that changes lines of a script: what it finds
-explains the tables of peers.md, and is no part of them. It needs the program `patch`. A run takes a
-minute on one core, and is not repeated; results/causes.csv gets a line for each agent, curves.csv
-its training returns, and results/tables.py makes a table of them in peers.md.
+stands in sections of their own in peers.md. It needs the program `patch`. A run takes a minute on
+one core, and is not repeated; results/causes.csv gets a line for each agent, curves.csv the
+training returns beside CleanRL, and results/tables.py makes tables of them.
 
     first_weights.patch  draws the first weights as CleanRL does, by Flax: a cut off normal
                          distribution with the variance 1 / in, not a uniform one with 2 / in
@@ -12,8 +12,9 @@ its training returns, and results/tables.py makes a table of them in peers.md.
     variance.patch       changes only the variance of the first weights, to 1 / in
     no_scale.patch       does not divide CartPole's observations by usual sizes (for jym)
 
-The first two were run with the seeds of ours in peers.md, whose agents were the reason to look for
-a cause. The others and, beside them, ours without a patch have seeds of their own.
+The first two, and those beside SBX, were run with the seeds of ours in peers.md, whose agents were
+the reason to look for a cause. The others and, beside them, ours without a patch have seeds of
+their own.
 """
 
 import csv
